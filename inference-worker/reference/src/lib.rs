@@ -1,0 +1,56 @@
+//! What the engine is held against: float64 forward passes in plain loops, and generators of small random
+//! models of the same shapes. Only tests use it.
+//!
+//! `deepseek2` is the graph that a float64 numpy reference of the same shape computes, which agrees with
+//! llama.cpp to 4.4e-5 (f32 activations and KV cache, logits up to 4.3). This crate was held against that
+//! numpy reference by `examples/logits.rs`, which reads a GGUF file of [`Deepseek2::tiny`]'s shape and prints the
+//! logits of given tokens: CHECKED.
+
+pub mod arithmetic;
+pub mod deepseek2;
+pub mod dense;
+pub mod metadata;
+pub mod random;
+pub mod rope;
+pub mod tensor;
+
+use metadata::Meta;
+use random::Random;
+use tensor::{Tensor, Weights};
+
+/// A model's shape, from which everything else follows.
+pub trait Reference {
+    /// `general.architecture` of its files.
+    fn architecture(&self) -> &'static str;
+
+    /// Logits per row.
+    fn vocab(&self) -> usize;
+
+    /// The metadata of its files, apart from `general.architecture`.
+    fn metadata(&self) -> Vec<(String, Meta)>;
+
+    /// Its tensors and their dimensions, contiguous one first.
+    fn shapes(&self) -> Vec<(String, Vec<usize>)>;
+
+    /// Random values for one of its tensors.
+    fn random_tensor(&self, random: &mut Random, name: &str, dims: &[usize]) -> Tensor;
+
+    /// The logits after each of `tokens[from..]`, which start at position 0.
+    fn logits(&self, weights: &Weights, tokens: &[u32], from: usize) -> Vec<Vec<f64>>;
+
+    /// Random weights: the same for the same seed.
+    fn random_weights(&self, seed: u64) -> Weights {
+        let mut random = Random::new(seed);
+        let mut weights = Weights::default();
+        for (name, dims) in self.shapes() {
+            let tensor = self.random_tensor(&mut random, &name, &dims);
+            weights.insert(name, tensor);
+        }
+        weights
+    }
+}
+
+/// A tensor's name without its layer.
+fn part_of(name: &str) -> &str {
+    name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, part)| part)
+}

@@ -1,0 +1,7 @@
+//! Compiles `proto/worker.proto` without a `protoc` on the machine.
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto/worker.proto");
+    let descriptors = protox::compile(["proto/worker.proto"], ["proto"])?;
+    tonic_prost_build::configure().build_transport(true).compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! What workers and those who talk to them agree on: `worker.proto`, the digest that ties frames together, and the
+//! files by which an agent starts a worker.
+
+mod digest;
+mod spec;
+
+pub use digest::{NotADigest, PrefixDigest};
+pub use spec::{
+    KvCache, NotASha256, Numerics, SamplingDefaults, Sha256Hex, SpecError, WeightFile, WorkerEndpoint,
+    WorkerExit, WorkerSpec,
+};
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; the documentation is in worker.proto"
+)]
+mod generated {
+    tonic::include_proto!("tandem.worker.v1alpha1");
+}
+pub use generated::*;

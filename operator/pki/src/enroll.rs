@@ -1,0 +1,184 @@
+//! Joining a cluster: pin the authority by its hash, then trade the token for a certificate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tandem_control_api::enrollment_client::EnrollmentClient;
+use tandem_control_api::{JoinRequest, Role};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+
+use crate::{AuthorityError, Credentials, Fingerprint, Identity, JoinToken, KeyAndRequest};
+
+/// Bound on every step of joining: connect, handshake, answer.
+const STEP: Duration = Duration::from_secs(10);
+
+/// Why joining did not work.
+#[derive(Debug, Error)]
+pub enum EnrollError {
+    /// An operator address that is no `https://host:port`.
+    #[error("`{0}` is not an operator's address: give it as https://HOST:PORT")]
+    BadAddress(String),
+    /// Nobody there.
+    #[error("no operator answers at {0}: check the address, and that its port is open")]
+    Unreachable(String),
+    /// Somebody else's cluster, or somebody in the middle.
+    #[error("the server at {0} is not of the cluster that the token was made for; the token was not sent")]
+    WrongAuthority(String),
+    /// The operator said no.
+    #[error("the operator refused: {0}")]
+    Refused(String),
+    /// No key could be made.
+    #[error("no key could be made")]
+    Key(#[from] AuthorityError),
+    /// TLS settings that tonic refused.
+    #[error("the connection could not be set up")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Who wants to join, and where.
+#[derive(Clone, Debug)]
+pub struct Enrollment {
+    /// `https://HOST:PORT` of any operator.
+    pub operator: String,
+    /// Made by `tandem join-token`.
+    pub token: JoinToken,
+    /// `Role::Host` or `Role::Gateway`.
+    pub role: Role,
+    /// The name to be bound to.
+    pub name: String,
+    /// IP addresses and DNS names at which peers will dial.
+    pub addresses: Vec<String>,
+}
+
+/// Pins the operator's authority by the token's hash, and trades the token for credentials. The token is sent only
+/// over a connection whose authority has that hash; the private key never leaves this process.
+///
+/// # Errors
+/// See [`EnrollError`]; every one says what to do.
+pub async fn join(enrollment: &Enrollment) -> Result<Credentials, EnrollError> {
+    let ca_pem = fetch_pinned_ca(&enrollment.operator, enrollment.token.ca()).await?;
+    let own = KeyAndRequest::generate()?;
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&ca_pem))
+        .domain_name(Identity::Operator.server_name());
+    let channel = Endpoint::from_shared(enrollment.operator.clone())?
+        .tls_config(tls)?
+        .connect_timeout(STEP)
+        .timeout(STEP)
+        .connect()
+        .await?;
+    let request = JoinRequest {
+        token: enrollment.token.to_string(),
+        role: enrollment.role.into(),
+        name: enrollment.name.clone(),
+        csr_pem: own.csr_pem,
+        addresses: enrollment.addresses.clone(),
+    };
+    let answer = EnrollmentClient::new(channel)
+        .join(request)
+        .await
+        .map_err(|status| EnrollError::Refused(status.message().to_owned()))?
+        .into_inner();
+    Ok(Credentials { certificate_pem: answer.certificate_pem, key_pem: own.key_pem, ca_pem: answer.ca_pem })
+}
+
+/// Fetches the authority's certificate from the chain that the operator shows, if it has this fingerprint.
+///
+/// # Errors
+/// When nobody answers, or the authority is another.
+pub async fn fetch_pinned_ca(operator: &str, expected: Fingerprint) -> Result<String, EnrollError> {
+    let unreachable = || EnrollError::Unreachable(operator.to_owned());
+    let uri: tonic::transport::Uri =
+        operator.parse().map_err(|_| EnrollError::BadAddress(operator.to_owned()))?;
+    let (Some("https"), Some(host)) = (uri.scheme_str(), uri.host()) else {
+        return Err(EnrollError::BadAddress(operator.to_owned()));
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let tcp = timeout(STEP, TcpStream::connect((host, uri.port_u16().unwrap_or(443))))
+        .await
+        .map_err(|_| unreachable())?
+        .map_err(|_| unreachable())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(PinnedAuthority { expected, provider: provider.clone() });
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|_| unreachable())?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::try_from(Identity::Operator.server_name())
+        .map_err(|_| EnrollError::BadAddress(operator.to_owned()))?;
+    let stream = match timeout(STEP, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+            return Err(EnrollError::WrongAuthority(operator.to_owned()));
+        }
+        _ => return Err(unreachable()),
+    };
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    chain
+        .iter()
+        .find(|certificate| Fingerprint::of(certificate) == expected)
+        .map(|certificate| pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec())))
+        .ok_or_else(|| EnrollError::WrongAuthority(operator.to_owned()))
+}
+
+/// Accepts exactly the chains that hold the certificate with the expected hash, and that this certificate signed.
+#[derive(Debug)]
+struct PinnedAuthority {
+    expected: Fingerprint,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinnedAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let authority =
+            intermediates.iter().find(|c| Fingerprint::of(c) == self.expected).ok_or(unknown.clone())?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.clone().into_owned()).map_err(|_| unknown.clone())?;
+        rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(|_| unknown)?
+            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

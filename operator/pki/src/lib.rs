@@ -1,0 +1,25 @@
+//! Who is who: identities in certificates, the cluster's own authority, join tokens, and the TLS settings made of them.
+//!
+//! Every process has one certificate with one role and one name in a SAN URI. Servers are verified by DNS names that no
+//! DNS serves (`kimi-1.mac-a.worker.tandem.internal`), so that an address may change without a new certificate, and a
+//! certificate of one role can never pass for another.
+
+mod authority;
+mod credentials;
+mod enroll;
+mod identity;
+mod token;
+
+pub use authority::{
+    AuthorityError, CertificateAuthority, HOST_LIFETIME, Issued, KeyAndRequest, OPERATOR_LIFETIME,
+};
+pub use credentials::{ClientCertificates, Credentials, CredentialsError};
+pub use enroll::{EnrollError, Enrollment, fetch_pinned_ca, join};
+pub use identity::{BadName, Identity, Name, NotIdentified, peer_identity};
+pub use token::{BadToken, Fingerprint, JoinToken};
+
+/// Makes ring the process's TLS provider. Harmless when one is installed already; every binary calls it first.
+pub fn install_tls_provider() {
+    // The error is the provider that was there before: the same one, or a test's choice.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}

@@ -14,6 +14,7 @@ pub use spec::{
     missing_docs,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated; the documentation is in worker.proto"
 )]
 mod generated {

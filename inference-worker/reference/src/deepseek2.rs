@@ -1,8 +1,10 @@
 //! `deepseek2` as Kimi K2 uses it: attention over one latent vector per token (MLA), and a mixture of experts
 //! that a sigmoid gate with a selection bias chooses.
 
+use tandem_gguf::Value;
+
 use crate::arithmetic::{add_scaled, dot, rms_norm, sigmoid, silu, softmax, top};
-use crate::metadata::{Meta, vocabulary};
+use crate::metadata::{count, vocabulary};
 use crate::random::Random;
 use crate::rope::{Pairs, Yarn, frequencies, rotate, yarn_frequencies};
 use crate::tensor::{Tensor, Weights};
@@ -234,43 +236,43 @@ impl Reference for Deepseek2 {
         self.vocab
     }
 
-    fn metadata(&self) -> Vec<(String, Meta)> {
+    fn metadata(&self) -> Vec<(String, Value)> {
         let mut keys = vec![
-            ("block_count", Meta::count(self.layers)),
-            ("context_length", Meta::U32(self.context)),
-            ("embedding_length", Meta::count(self.width)),
-            ("feed_forward_length", Meta::count(self.dense_ff)),
-            ("attention.head_count", Meta::count(self.heads)),
-            ("attention.head_count_kv", Meta::U32(1)),
-            ("attention.layer_norm_rms_epsilon", Meta::F32(self.epsilon as f32)),
-            ("attention.q_lora_rank", Meta::count(self.q_lora)),
-            ("attention.kv_lora_rank", Meta::count(self.kv_lora)),
-            ("attention.key_length", Meta::count(self.kv_lora + self.rope)),
-            ("attention.value_length", Meta::count(self.kv_lora)),
-            ("attention.key_length_mla", Meta::count(self.nope + self.rope)),
-            ("attention.value_length_mla", Meta::count(self.v)),
-            ("rope.freq_base", Meta::F32(self.rope_base as f32)),
-            ("rope.dimension_count", Meta::count(self.rope)),
-            ("leading_dense_block_count", Meta::count(self.dense_layers)),
-            ("vocab_size", Meta::count(self.vocab)),
-            ("expert_count", Meta::count(self.experts)),
-            ("expert_used_count", Meta::count(self.used)),
-            ("expert_shared_count", Meta::U32(1)),
-            ("expert_feed_forward_length", Meta::count(self.expert_ff)),
-            ("expert_weights_scale", Meta::F32(self.expert_scale as f32)),
-            ("expert_weights_norm", Meta::Bool(self.normalise)),
-            ("expert_gating_func", Meta::U32(2)),
-            ("expert_group_count", Meta::count(self.groups)),
-            ("expert_group_used_count", Meta::count(self.groups_used)),
+            ("block_count", count(self.layers)),
+            ("context_length", Value::U32(self.context)),
+            ("embedding_length", count(self.width)),
+            ("feed_forward_length", count(self.dense_ff)),
+            ("attention.head_count", count(self.heads)),
+            ("attention.head_count_kv", Value::U32(1)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(self.epsilon as f32)),
+            ("attention.q_lora_rank", count(self.q_lora)),
+            ("attention.kv_lora_rank", count(self.kv_lora)),
+            ("attention.key_length", count(self.kv_lora + self.rope)),
+            ("attention.value_length", count(self.kv_lora)),
+            ("attention.key_length_mla", count(self.nope + self.rope)),
+            ("attention.value_length_mla", count(self.v)),
+            ("rope.freq_base", Value::F32(self.rope_base as f32)),
+            ("rope.dimension_count", count(self.rope)),
+            ("leading_dense_block_count", count(self.dense_layers)),
+            ("vocab_size", count(self.vocab)),
+            ("expert_count", count(self.experts)),
+            ("expert_used_count", count(self.used)),
+            ("expert_shared_count", Value::U32(1)),
+            ("expert_feed_forward_length", count(self.expert_ff)),
+            ("expert_weights_scale", Value::F32(self.expert_scale as f32)),
+            ("expert_weights_norm", Value::Bool(self.normalise)),
+            ("expert_gating_func", Value::U32(2)),
+            ("expert_group_count", count(self.groups)),
+            ("expert_group_used_count", count(self.groups_used)),
         ];
         if let Some(yarn) = &self.yarn {
             keys.extend([
-                ("rope.scaling.type", Meta::Text("yarn".into())),
-                ("rope.scaling.factor", Meta::F32(yarn.factor as f32)),
-                ("rope.scaling.original_context_length", Meta::U32(yarn.original)),
-                ("rope.scaling.yarn_log_multiplier", Meta::F32(yarn.log_multiplier as f32)),
-                ("rope.scaling.yarn_beta_fast", Meta::F32(yarn.beta_fast as f32)),
-                ("rope.scaling.yarn_beta_slow", Meta::F32(yarn.beta_slow as f32)),
+                ("rope.scaling.type", Value::from("yarn")),
+                ("rope.scaling.factor", Value::F32(yarn.factor as f32)),
+                ("rope.scaling.original_context_length", Value::U32(yarn.original)),
+                ("rope.scaling.yarn_log_multiplier", Value::F32(yarn.log_multiplier as f32)),
+                ("rope.scaling.yarn_beta_fast", Value::F32(yarn.beta_fast as f32)),
+                ("rope.scaling.yarn_beta_slow", Value::F32(yarn.beta_slow as f32)),
             ]);
         }
         let keys = keys.into_iter().map(|(key, value)| (format!("deepseek2.{key}"), value));

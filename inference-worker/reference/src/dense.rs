@@ -1,7 +1,9 @@
 //! `llama` and `qwen2`: grouped-query attention and one feed-forward network per layer.
 
+use tandem_gguf::Value;
+
 use crate::arithmetic::{add_scaled, dot, rms_norm, silu, softmax};
-use crate::metadata::{Meta, vocabulary};
+use crate::metadata::{count, vocabulary};
 use crate::random::Random;
 use crate::rope::{Pairs, frequencies, rotate};
 use crate::tensor::{Tensor, Weights};
@@ -166,22 +168,22 @@ impl Reference for Dense {
         self.vocab
     }
 
-    fn metadata(&self) -> Vec<(String, Meta)> {
+    fn metadata(&self) -> Vec<(String, Value)> {
         let mut keys = vec![
-            ("block_count", Meta::count(self.layers)),
-            ("context_length", Meta::U32(self.context)),
-            ("embedding_length", Meta::count(self.width)),
-            ("feed_forward_length", Meta::count(self.ff)),
-            ("attention.head_count", Meta::count(self.heads)),
-            ("attention.head_count_kv", Meta::count(self.kv_heads)),
-            ("attention.layer_norm_rms_epsilon", Meta::F32(self.epsilon as f32)),
-            ("rope.freq_base", Meta::F32(self.rope_base as f32)),
-            ("rope.dimension_count", Meta::count(self.rope)),
+            ("block_count", count(self.layers)),
+            ("context_length", Value::U32(self.context)),
+            ("embedding_length", count(self.width)),
+            ("feed_forward_length", count(self.ff)),
+            ("attention.head_count", count(self.heads)),
+            ("attention.head_count_kv", count(self.kv_heads)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(self.epsilon as f32)),
+            ("rope.freq_base", Value::F32(self.rope_base as f32)),
+            ("rope.dimension_count", count(self.rope)),
         ];
         // Files leave the head's length out where it follows from the others.
         if self.head * self.heads != self.width {
-            keys.push(("attention.key_length", Meta::count(self.head)));
-            keys.push(("attention.value_length", Meta::count(self.head)));
+            keys.push(("attention.key_length", count(self.head)));
+            keys.push(("attention.value_length", count(self.head)));
         }
         let pre_tokenizer = match self.family {
             Family::Llama => "llama-bpe",

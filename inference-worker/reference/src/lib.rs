@@ -4,18 +4,19 @@
 //! `deepseek2` is the graph that a float64 numpy reference of the same shape computes, which agrees with
 //! llama.cpp to 4.4e-5 (f32 activations and KV cache, logits up to 4.3). This crate was held against that
 //! numpy reference by `examples/logits.rs`, which reads a GGUF file of [`Deepseek2::tiny`]'s shape and prints the
-//! logits of given tokens: CHECKED.
+//! logits of given tokens: over 40 positions they differ by 1.3e-13 at most.
 
 pub mod arithmetic;
 pub mod deepseek2;
 pub mod dense;
+pub mod file;
 pub mod metadata;
 pub mod random;
 pub mod rope;
 pub mod tensor;
 
-use metadata::Meta;
 use random::Random;
+use tandem_gguf::Value;
 use tensor::{Tensor, Weights};
 
 /// A model's shape, from which everything else follows.
@@ -27,7 +28,7 @@ pub trait Reference {
     fn vocab(&self) -> usize;
 
     /// The metadata of its files, apart from `general.architecture`.
-    fn metadata(&self) -> Vec<(String, Meta)>;
+    fn metadata(&self) -> Vec<(String, Value)>;
 
     /// Its tensors and their dimensions, contiguous one first.
     fn shapes(&self) -> Vec<(String, Vec<usize>)>;

@@ -1,30 +1,13 @@
 //! The metadata of a generated model's file.
 
-/// A metadata value.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Meta {
-    /// A count or an id.
-    U32(u32),
-    /// A number.
-    F32(f32),
-    /// A switch.
-    Bool(bool),
-    /// A name.
-    Text(String),
-    /// Tokens, merges.
-    Texts(Vec<String>),
-    /// Token types.
-    Ints(Vec<i32>),
-}
+use tandem_gguf::{StringArray, Value};
 
-impl Meta {
-    /// A size as the files hold it.
-    ///
-    /// # Panics
-    /// When the size doesn't fit 32 bits.
-    pub fn count(count: usize) -> Self {
-        Meta::U32(u32::try_from(count).expect("sizes of generated models are small"))
-    }
+/// A size as the files hold it.
+///
+/// # Panics
+/// When the size doesn't fit 32 bits.
+pub fn count(count: usize) -> Value {
+    Value::U32(u32::try_from(count).expect("sizes of generated models are small"))
 }
 
 /// A vocabulary without merges in which every byte is a token, ids 0 to 255 in the byte-level alphabet's order,
@@ -32,7 +15,7 @@ impl Meta {
 ///
 /// # Panics
 /// When `size` is below 259.
-pub fn vocabulary(size: usize, pre_tokenizer: &str) -> Vec<(String, Meta)> {
+pub fn vocabulary(size: usize, pre_tokenizer: &str) -> Vec<(String, Value)> {
     const SPECIAL: [&str; 3] = ["[BOS]", "[EOS]", "<|im_end|>"];
     assert!(size >= 256 + SPECIAL.len(), "a vocabulary needs 256 bytes and {} special tokens", SPECIAL.len());
     let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..);
@@ -43,19 +26,19 @@ pub fn vocabulary(size: usize, pre_tokenizer: &str) -> Vec<(String, Meta)> {
         .chain(hidden.map(|(_, code)| code))
         .map(|code| char::from_u32(code).expect("codes are below the surrogates").to_string())
         .collect();
-    let mut types = vec![1; tokens.len()];
+    let mut types = vec![1i32; tokens.len()];
     tokens.extend(SPECIAL.map(String::from));
     types.resize(tokens.len(), 3);
     tokens.extend((tokens.len()..size).map(|id| format!("[PAD{id}]")));
     types.resize(tokens.len(), 5);
     [
-        ("model", Meta::Text("gpt2".into())),
-        ("pre", Meta::Text(pre_tokenizer.into())),
-        ("tokens", Meta::Texts(tokens)),
-        ("token_type", Meta::Ints(types)),
-        ("merges", Meta::Texts(vec!["a b".into()])),
-        ("bos_token_id", Meta::U32(256)),
-        ("eos_token_id", Meta::U32(257)),
+        ("model", Value::from("gpt2")),
+        ("pre", Value::from(pre_tokenizer)),
+        ("tokens", tokens.into_iter().collect::<StringArray>().into()),
+        ("token_type", types.into()),
+        ("merges", ["a b"].into_iter().collect::<StringArray>().into()),
+        ("bos_token_id", Value::U32(256)),
+        ("eos_token_id", Value::U32(257)),
     ]
     .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
     .into()

@@ -1,0 +1,14 @@
+//! A whole Tandem on one machine, made of the real programs: for end-to-end tests and for the demo.
+//!
+//! Hosts differ by port and data folder. Everything lies in one temporary folder and ends with the [`Site`], also when
+//! a test fails.
+
+mod client;
+mod process;
+mod programs;
+mod site;
+
+pub use client::{Client, Completion, Failure, Seam, Token};
+pub use process::Process;
+pub use programs::Programs;
+pub use site::{Host, Layout, Site};

@@ -1,0 +1,9 @@
+//! The pure part of a gateway: which token is the stream's next, what text the tokens make, which replica to ask.
+//!
+//! Nothing here knows a socket, a clock or randomness. Time comes in as the time since the observer started.
+
+mod event;
+pub mod fold;
+pub mod ledger;
+
+pub use event::{Alternative, Event, FinishReason, Prompt, Refusal, Rejection, Seam, Token};

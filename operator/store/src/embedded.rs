@@ -1,0 +1,406 @@
+//! The embedded home: one file on one machine, written by one process.
+//!
+//! Objects are held in memory as well, so that a read waits for no disk; a write is first on the disk and then in memory.
+
+mod file;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, watch};
+
+use self::file::{Change, File, LeaseRow};
+use crate::clock::Clock;
+use crate::error::StoreError;
+use crate::event::{self, Event, EventNote};
+use crate::object::{Key, Object, Selector, Version};
+use crate::revise::{self, Stamp};
+use crate::watch::{History, Watch, WatchEvent, follow, listed_first};
+use crate::{ApplyOptions, ApplyOutcome, Lease, Listing, Record, Store};
+
+/// How many changes a watch may be behind.
+const HISTORY: usize = 4096;
+
+/// A store in one file, for one machine and for tests.
+pub struct EmbeddedStore {
+    writer: Arc<Mutex<Writer>>,
+    snapshot: Arc<RwLock<Snapshot>>,
+    history: Arc<RwLock<History>>,
+    newest: watch::Sender<u64>,
+    clock: Arc<dyn Clock>,
+}
+
+/// What only the one writer touches.
+struct Writer {
+    file: File,
+    /// Until when leases are held, by the clock that counts sleep. Not in the file: whoever holds the file's lock knows that
+    /// every holder of before has ended with its process.
+    leases: BTreeMap<String, Duration>,
+}
+
+#[derive(Default)]
+struct Snapshot {
+    revision: u64,
+    objects: BTreeMap<Key, Object>,
+}
+
+/// What a write wants to become of an object.
+enum Outcome<T> {
+    /// This JSON, stamped with a new version.
+    Write(Value, T),
+    /// Gone.
+    Remove(T),
+    /// As it was.
+    Keep(T),
+}
+
+impl EmbeddedStore {
+    /// Opens the file, or makes it, readable by its owner only. Fails when another process has it open, and when a newer
+    /// release wrote it.
+    pub async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let path = path.to_owned();
+        let (file, loaded) = tokio::task::spawn_blocking(move || File::open(&path))
+            .await
+            .map_err(|_| StoreError::Closed)??;
+        let snapshot = Snapshot {
+            revision: loaded.revision,
+            objects: loaded.objects.into_iter().map(|object| (object.key.clone(), object)).collect(),
+        };
+        Ok(Self {
+            history: Arc::new(RwLock::new(History::after(snapshot.revision, HISTORY))),
+            newest: watch::channel(snapshot.revision).0,
+            writer: Arc::new(Mutex::new(Writer { file, leases: BTreeMap::new() })),
+            snapshot: Arc::new(RwLock::new(snapshot)),
+            clock,
+        })
+    }
+
+    /// Forgets past changes: watches that are behind have to list again.
+    pub fn compact(&self) {
+        let revision = self.read(|snapshot| snapshot.revision);
+        self.history.write().expect("no panic while the history is written").compact(revision);
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Snapshot) -> T) -> T {
+        look(&self.snapshot.read().expect("no panic while the snapshot is written"))
+    }
+
+    /// Runs `work` on the one writer, away from the async threads. It runs to its end even if nobody waits for it any more.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mut writer = Arc::clone(&self.writer).lock_owned().await;
+        tokio::task::spawn_blocking(move || work(&mut writer)).await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// One object's read-modify-write: `revise` sees the newest version.
+    async fn revise<T: Send + 'static>(
+        &self,
+        key: Key,
+        revise: impl FnOnce(Option<&Object>, &Stamp) -> Result<Outcome<T>, StoreError> + Send + 'static,
+    ) -> Result<(Object, T), StoreError> {
+        let stamp = Stamp { now: self.clock.now(), uid: uuid::Uuid::new_v4().to_string() };
+        let (snapshot, history, newest) =
+            (Arc::clone(&self.snapshot), Arc::clone(&self.history), self.newest.clone());
+        self.write(move |writer| {
+            let (old, revision) = {
+                let snapshot = snapshot.read().expect("no panic while the snapshot is written");
+                (snapshot.objects.get(&key).cloned(), snapshot.revision + 1)
+            };
+            let (json, removed, said) = match revise(old.as_ref(), &stamp)? {
+                Outcome::Keep(said) => return Ok((old.expect("only what exists can be kept"), said)),
+                Outcome::Write(json, said) => (json, false, said),
+                Outcome::Remove(said) => {
+                    (old.as_ref().expect("only what exists can be removed").json.clone(), true, said)
+                }
+            };
+            let object = versioned(key.clone(), json, revision);
+            let change = if removed { Change::Remove(&key) } else { Change::Put(&object) };
+            writer.file.commit(revision, change)?;
+            let event = match (&old, removed) {
+                (_, true) => WatchEvent::Deleted(object.clone()),
+                (None, false) => WatchEvent::Added(object.clone()),
+                (Some(_), false) => WatchEvent::Modified(object.clone()),
+            };
+            {
+                // Both under the snapshot's lock: whoever lists sees exactly what its watch will not repeat.
+                let mut snapshot = snapshot.write().expect("no panic while the snapshot is written");
+                snapshot.revision = revision;
+                if removed {
+                    snapshot.objects.remove(&key);
+                } else {
+                    snapshot.objects.insert(key, object.clone());
+                }
+                history.write().expect("no panic while the history is written").push(revision, event);
+            }
+            newest.send_replace(revision);
+            Ok((object, said))
+        })
+        .await
+    }
+}
+
+fn versioned(key: Key, mut json: Value, revision: u64) -> Object {
+    json["metadata"]["resourceVersion"] = json!(revision.to_string());
+    Object { key, version: Version(revision.to_string()), json }
+}
+
+fn existing<'a>(old: Option<&'a Object>, key: &Key) -> Result<&'a Object, StoreError> {
+    old.ok_or_else(|| StoreError::NotFound(key.clone()))
+}
+
+/// A write that leaves everything as it was is none.
+fn changed(old: &Object, new: Value) -> Outcome<()> {
+    if old.json == new { Outcome::Keep(()) } else { Outcome::Write(new, ()) }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    fn home(&self) -> &'static str {
+        "embedded"
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>, StoreError> {
+        Ok(self.read(|snapshot| snapshot.objects.get(key).cloned()))
+    }
+
+    async fn list(&self, selector: &Selector) -> Result<Listing, StoreError> {
+        Ok(self.read(|snapshot| Listing {
+            objects: snapshot
+                .objects
+                .values()
+                .filter(|object| selector.matches(&object.key))
+                .cloned()
+                .collect(),
+            version: Version(snapshot.revision.to_string()),
+        }))
+    }
+
+    async fn watch(&self, selector: Selector, since: Option<Version>) -> Result<Watch, StoreError> {
+        let (history, newest) = (Arc::clone(&self.history), self.newest.subscribe());
+        let Some(since) = since else {
+            let listing = self.list(&selector).await?;
+            let revision = listing.version.0.parse().expect("this store's versions are numbers");
+            let changes = follow(history, newest, selector, revision);
+            return Ok(listed_first(listing.objects, listing.version, changes));
+        };
+        let known = self.read(|snapshot| snapshot.revision);
+        let revision = since.0.parse::<u64>().ok().filter(|revision| *revision <= known);
+        let kept = |revision: &u64| {
+            history.read().expect("no panic while the history is written").reaches(*revision)
+        };
+        let Some(revision) = revision.filter(kept) else {
+            return Err(StoreError::Expired { since });
+        };
+        Ok(follow(history, newest, selector, revision).boxed())
+    }
+
+    async fn apply(
+        &self,
+        manifest: Value,
+        options: &ApplyOptions,
+    ) -> Result<(Object, ApplyOutcome), StoreError> {
+        let key = revise::key_of(&manifest)?;
+        if options.dry_run {
+            let old = self.get(&key).await?;
+            let stamp = Stamp { now: self.clock.now(), uid: uuid::Uuid::nil().to_string() };
+            let (json, outcome) = revise::apply(old.as_ref(), manifest, options, &stamp)?;
+            let version = old.map_or_else(|| Version(String::new()), |old| old.version);
+            return Ok((Object { key, version, json }, outcome));
+        }
+        let options = options.clone();
+        self.revise(key, move |old, stamp| {
+            let (json, outcome) = revise::apply(old, manifest, &options, stamp)?;
+            Ok(if outcome == ApplyOutcome::Unchanged {
+                Outcome::Keep(outcome)
+            } else {
+                Outcome::Write(json, outcome)
+            })
+        })
+        .await
+    }
+
+    async fn create(&self, object: Value, manager: &str) -> Result<Object, StoreError> {
+        let key = revise::key_of(&object)?;
+        let manager = manager.to_owned();
+        let (object, ()) = self
+            .revise(key, move |old, stamp| match old {
+                Some(old) => Err(StoreError::AlreadyExists(old.key.clone())),
+                None => Ok(Outcome::Write(revise::create(object, &manager, stamp)?, ())),
+            })
+            .await?;
+        Ok(object)
+    }
+
+    async fn replace(&self, object: &Object, manager: &str) -> Result<Object, StoreError> {
+        let (new, manager) = (object.clone(), manager.to_owned());
+        let (object, ()) = self
+            .revise(object.key.clone(), move |old, stamp| {
+                let old = existing(old, &new.key)?;
+                revise::check_version(old, &new.version)?;
+                Ok(changed(old, revise::replace(old, &new.json, &manager, stamp)?))
+            })
+            .await?;
+        Ok(object)
+    }
+
+    async fn replace_status(
+        &self,
+        key: &Key,
+        version: &Version,
+        status: Value,
+    ) -> Result<Object, StoreError> {
+        let version = version.clone();
+        let about = key.clone();
+        let (object, ()) = self
+            .revise(key.clone(), move |old, stamp| {
+                let old = existing(old, &about)?;
+                revise::check_version(old, &version)?;
+                Ok(changed(old, revise::replace_status(old, status, stamp)?))
+            })
+            .await?;
+        Ok(object)
+    }
+
+    async fn scale(&self, key: &Key, replicas: i32, manager: &str) -> Result<Object, StoreError> {
+        let (about, manager) = (key.clone(), manager.to_owned());
+        let (object, ()) = self
+            .revise(key.clone(), move |old, stamp| {
+                let old = existing(old, &about)?;
+                Ok(changed(old, revise::scale(old, replicas, &manager, stamp)?))
+            })
+            .await?;
+        Ok(object)
+    }
+
+    async fn delete(&self, key: &Key, version: Option<&Version>) -> Result<Object, StoreError> {
+        let (about, version) = (key.clone(), version.cloned());
+        let (object, ()) = self
+            .revise(key.clone(), move |old, _| {
+                let old = existing(old, &about)?;
+                if let Some(version) = version {
+                    revise::check_version(old, &version)?;
+                }
+                Ok(Outcome::Remove(()))
+            })
+            .await?;
+        Ok(object)
+    }
+
+    async fn acquire(
+        &self,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+        floor: u64,
+    ) -> Result<Lease, StoreError> {
+        let (name, holder, clock) = (name.to_owned(), holder.to_owned(), Arc::clone(&self.clock));
+        self.write(move |writer| {
+            let now = clock.elapsed();
+            let last = writer.file.lease(&name)?;
+            let held = writer.leases.get(&name).is_some_and(|until| *until > now);
+            let row = match last {
+                Some(row) if held && row.holder != holder => {
+                    return Err(StoreError::LeaseLost { name, holder: row.holder, term: row.term });
+                }
+                // The same holder again, and nobody in between: the same term, unless a higher one was seen elsewhere.
+                Some(row) if held && row.term > floor => row,
+                last => {
+                    let term = last.map_or(0, |row| row.term).max(floor) + 1;
+                    let row = LeaseRow { holder, term };
+                    writer.file.put_lease(&name, &row)?;
+                    row
+                }
+            };
+            writer.leases.insert(name.clone(), now + ttl);
+            Ok(Lease { name, holder: row.holder, term: row.term, ttl })
+        })
+        .await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
+        let (lease, clock) = (lease.clone(), Arc::clone(&self.clock));
+        self.write(move |writer| {
+            let now = clock.elapsed();
+            let row = writer.file.lease(&lease.name)?;
+            let own = row.as_ref().is_some_and(|row| row.holder == lease.holder && row.term == lease.term);
+            if own && writer.leases.get(&lease.name).is_some_and(|until| *until > now) {
+                writer.leases.insert(lease.name, now + lease.ttl);
+                return Ok(());
+            }
+            let (holder, term) = row.map_or_else(|| ("nobody".to_owned(), 0), |row| (row.holder, row.term));
+            Err(StoreError::LeaseLost { name: lease.name, holder, term })
+        })
+        .await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        let lease = lease.clone();
+        self.write(move |writer| {
+            let row = writer.file.lease(&lease.name)?;
+            if row.is_some_and(|row| row.holder == lease.holder && row.term == lease.term) {
+                writer.leases.remove(&lease.name);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn record_events(&self, notes: Vec<EventNote>) -> Result<(), StoreError> {
+        let notes: Vec<EventNote> = self.read(|snapshot| {
+            notes.into_iter().filter(|note| snapshot.objects.contains_key(&note.about)).collect()
+        });
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        self.write(move |writer| {
+            let mut rows: BTreeMap<Key, Vec<Event>> = BTreeMap::new();
+            for note in &notes {
+                if !rows.contains_key(&note.about) {
+                    rows.insert(note.about.clone(), writer.file.events(&note.about)?);
+                }
+                event::add(rows.get_mut(&note.about).expect("inserted above"), note, now);
+            }
+            writer.file.put_events(&rows)
+        })
+        .await
+    }
+
+    async fn events(&self, key: &Key) -> Result<Vec<Event>, StoreError> {
+        let key = key.clone();
+        self.write(move |writer| writer.file.events(&key)).await
+    }
+
+    async fn record(&self, collection: &str, key: &str) -> Result<Option<Record>, StoreError> {
+        let (collection, key) = (collection.to_owned(), key.to_owned());
+        self.write(move |writer| writer.file.record(&collection, &key)).await
+    }
+
+    async fn records(&self, collection: &str) -> Result<Vec<Record>, StoreError> {
+        let collection = collection.to_owned();
+        self.write(move |writer| writer.file.records(&collection)).await
+    }
+
+    async fn put_record(
+        &self,
+        collection: &str,
+        key: &str,
+        expected: Option<&Version>,
+        value: Vec<u8>,
+    ) -> Result<Version, StoreError> {
+        let (collection, key, expected) = (collection.to_owned(), key.to_owned(), expected.cloned());
+        self.write(move |writer| writer.file.put_record(&collection, &key, expected.as_ref(), &value)).await
+    }
+
+    async fn delete_record(&self, collection: &str, key: &str, expected: &Version) -> Result<(), StoreError> {
+        let (collection, key, expected) = (collection.to_owned(), key.to_owned(), expected.clone());
+        self.write(move |writer| writer.file.delete_record(&collection, &key, &expected)).await
+    }
+}

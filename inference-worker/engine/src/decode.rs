@@ -51,6 +51,12 @@ pub enum OutOfPages {
         /// How many are free.
         free: u32,
     },
+    /// There is no such slot.
+    #[error("there is no slot {sequence} for a sequence")]
+    UnknownSequence {
+        /// The slot that was named.
+        sequence: u32,
+    },
     /// The sequence would pass the longest context this engine was loaded for.
     #[error(
         "sequence {sequence} asks for {asked} tokens, but the engine was loaded for a context of {limit}"

@@ -1,0 +1,173 @@
+//! Byte pair encoding of one piece: neighbours join by rank, lowest first, leftmost first among equals.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use tandem_gguf::{Metadata, StringArray};
+
+use crate::byte_alphabet;
+use crate::error::TokenizerError;
+use crate::vocabulary::Vocabulary;
+
+const MERGES: &str = "tokenizer.ggml.merges";
+const NONE: usize = usize::MAX;
+
+/// Which neighbours join, and in what order.
+#[derive(Debug, Clone)]
+pub(crate) struct Bpe {
+    ranks: Ranks,
+    /// The token of each single byte.
+    byte_tokens: Box<[u32; 256]>,
+    whole_pieces_first: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Ranks {
+    /// (left id, right id) → (rank, joined id).
+    Merges(HashMap<(u32, u32), (u32, u32)>),
+    /// Any two neighbours whose bytes are together a token join, and the token's id is the rank.
+    TokenIds,
+}
+
+/// Memory that is reused from piece to piece.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    symbols: Vec<Symbol>,
+    candidates: BinaryHeap<Reverse<Candidate>>,
+}
+
+/// A stretch of the piece that has become one token.
+#[derive(Clone, Copy)]
+struct Symbol {
+    id: u32,
+    start: usize,
+    end: usize,
+    /// The neighbours' indices, or `NONE`.
+    previous: usize,
+    next: usize,
+}
+
+/// Two neighbours that could join. Stale once either has joined elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    rank: u32,
+    left: usize,
+    right: usize,
+    left_id: u32,
+    right_id: u32,
+    joined: u32,
+}
+
+impl Bpe {
+    pub(crate) fn from_metadata(
+        metadata: &Metadata,
+        vocabulary: &Vocabulary,
+        whole_pieces_first: bool,
+    ) -> Result<Bpe, TokenizerError> {
+        let mut byte_tokens = Box::new([0; 256]);
+        for byte in 0..=u8::MAX {
+            byte_tokens[usize::from(byte)] =
+                vocabulary.id(&[byte]).ok_or(TokenizerError::MissingByte { byte })?;
+        }
+        let ranks = match metadata.find::<&StringArray>(MERGES)? {
+            Some(merges) if !merges.is_empty() => Ranks::Merges(read_merges(merges, vocabulary)?),
+            _ => Ranks::TokenIds,
+        };
+        let whole_pieces_first = whole_pieces_first || matches!(ranks, Ranks::TokenIds);
+        Ok(Bpe { ranks, byte_tokens, whole_pieces_first })
+    }
+
+    /// Appends the tokens of one piece. Takes time n log n in its length.
+    pub(crate) fn encode(
+        &self,
+        vocabulary: &Vocabulary,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        if self.whole_pieces_first
+            && let Some(id) = vocabulary.id(piece)
+        {
+            out.push(id);
+            return;
+        }
+        let Scratch { symbols, candidates } = scratch;
+        symbols.clear();
+        candidates.clear();
+        symbols.extend(piece.iter().enumerate().map(|(at, &byte)| Symbol {
+            id: self.byte_tokens[usize::from(byte)],
+            start: at,
+            end: at + 1,
+            previous: at.checked_sub(1).unwrap_or(NONE),
+            next: if at + 1 < piece.len() { at + 1 } else { NONE },
+        }));
+        for left in 0..symbols.len().saturating_sub(1) {
+            candidates.extend(self.candidate(vocabulary, piece, symbols, left, left + 1).map(Reverse));
+        }
+        while let Some(Reverse(candidate)) = candidates.pop() {
+            let Candidate { left, right, left_id, right_id, joined, .. } = candidate;
+            // A symbol that was joined into its left neighbour has no bytes left.
+            let fresh = symbols[left].id == left_id
+                && symbols[left].next == right
+                && symbols[left].start < symbols[left].end
+                && symbols[right].id == right_id;
+            if !fresh {
+                continue;
+            }
+            let Symbol { end, next, .. } = symbols[right];
+            symbols[right].end = symbols[right].start;
+            symbols[left] = Symbol { id: joined, end, next, ..symbols[left] };
+            if next != NONE {
+                symbols[next].previous = left;
+                candidates.extend(self.candidate(vocabulary, piece, symbols, left, next).map(Reverse));
+            }
+            let previous = symbols[left].previous;
+            if previous != NONE {
+                candidates.extend(self.candidate(vocabulary, piece, symbols, previous, left).map(Reverse));
+            }
+        }
+        let mut at = if symbols.is_empty() { NONE } else { 0 };
+        while at != NONE {
+            out.push(symbols[at].id);
+            at = symbols[at].next;
+        }
+    }
+
+    fn candidate(
+        &self,
+        vocabulary: &Vocabulary,
+        piece: &[u8],
+        symbols: &[Symbol],
+        left: usize,
+        right: usize,
+    ) -> Option<Candidate> {
+        let (left_id, right_id) = (symbols[left].id, symbols[right].id);
+        let (rank, joined) = match &self.ranks {
+            Ranks::Merges(merges) => *merges.get(&(left_id, right_id))?,
+            Ranks::TokenIds => {
+                let id = vocabulary.id(&piece[symbols[left].start..symbols[right].end])?;
+                (id, id)
+            }
+        };
+        Some(Candidate { rank, left, right, left_id, right_id, joined })
+    }
+}
+
+fn read_merges(
+    merges: &StringArray,
+    vocabulary: &Vocabulary,
+) -> Result<HashMap<(u32, u32), (u32, u32)>, TokenizerError> {
+    let mut ranks = HashMap::with_capacity(merges.len());
+    for (index, merge) in merges.iter().enumerate() {
+        let ids = || {
+            let (left, right) = merge.split_once(' ')?;
+            let (left, right) = (byte_alphabet::bytes_of(left)?, byte_alphabet::bytes_of(right)?);
+            let joined = vocabulary.id(&[left.as_slice(), right.as_slice()].concat())?;
+            Some(((vocabulary.id(&left)?, vocabulary.id(&right)?), (index as u32, joined)))
+        };
+        let (pair, joined) =
+            ids().ok_or_else(|| TokenizerError::BadMerge { index, merge: merge.to_owned() })?;
+        ranks.entry(pair).or_insert(joined);
+    }
+    Ok(ranks)
+}

@@ -1,0 +1,145 @@
+//! `tandem`: what a person says to Tandem. As `kubectl-tandem` it is kubectl's plugin of the same words.
+
+mod agent;
+mod apply;
+mod chat;
+mod config;
+mod connection;
+mod describe;
+mod get;
+mod hosts;
+mod logs;
+mod object;
+mod output;
+mod status;
+mod table;
+mod token;
+mod wait;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::connection::Connection;
+use crate::object::Target;
+
+/// Keep large language models answering on machines that you own.
+#[derive(Parser)]
+#[command(name = "tandem", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Start with:\n  tandem apply -f examples/tiny.yaml\n  tandem get infd -w\n  tandem chat tiny-kimi"
+)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Global {
+    /// Configuration file; the operator writes one to DATA-DIR/admin/tandem.yaml on its first start.
+    #[arg(long, env = "TANDEM_CONFIG", value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Namespace of deployments.
+    #[arg(short, long, env = "TANDEM_NAMESPACE", default_value = "default", global = true)]
+    namespace: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create or change objects from manifests.
+    Apply(apply::Options),
+    /// List objects, or show one; with --watch, every change.
+    Get(get::Options),
+    /// Tell one object's story: conditions with their reasons, placements, cover, events.
+    Describe(Target),
+    /// Delete objects by name or by manifest.
+    Delete(apply::DeleteOptions),
+    /// Set how many copies of a deployment answer.
+    Scale(apply::ScaleOptions),
+    /// Wait until a condition holds, or an object is gone.
+    Wait(wait::Options),
+    /// The whole on one screen: operator, hosts, gateways, deployments, and what is wrong.
+    Status,
+    /// List, cordon and drain hosts.
+    #[command(subcommand)]
+    Hosts(hosts::Command),
+    /// Make a single-use token with which a host or a gateway joins.
+    JoinToken(token::Options),
+    /// Talk to a model through a gateway.
+    Chat(chat::Options),
+    /// Print what workers log.
+    Logs(logs::Options),
+    /// Install the agent as a service of this machine.
+    #[command(subcommand)]
+    Agent(agent::Command),
+    /// Print a completion script: `source <(tandem completion bash)`.
+    Completion {
+        /// The shell to complete for.
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    tandem_pki::install_tls_provider();
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(code) => code,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Global { config, namespace } = arguments.global;
+    let connect = || Connection::open(config.as_deref(), namespace.clone());
+    match arguments.command {
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "tandem", &mut std::io::stdout());
+        }
+        Command::Agent(command) => return agent::run(&command).await,
+        Command::Apply(options) => return apply::apply(connect()?, &options).await,
+        Command::Delete(options) => return apply::delete(connect()?, &options).await,
+        Command::Scale(options) => apply::scale(connect()?, &options).await?,
+        Command::Get(options) => get::run(connect()?, &options).await?,
+        Command::Describe(target) => describe::run(connect()?, &target).await?,
+        Command::Wait(options) => wait::run(connect()?, &options).await?,
+        Command::Status => status::run(connect()?).await?,
+        Command::Hosts(command) => hosts::run(connect()?, &command).await?,
+        Command::JoinToken(options) => token::run(connect()?, &options).await?,
+        Command::Chat(options) => chat::run(&connect, &options).await?,
+        Command::Logs(options) => logs::run(connect()?, &options).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_shell_gets_a_completion_script() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tandem", &mut script);
+            assert!(String::from_utf8(script).unwrap().contains("join-token"));
+        }
+    }
+}

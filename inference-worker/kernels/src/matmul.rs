@@ -46,11 +46,11 @@ pub fn multi_matmul(
         for_tiles(activations.rows(), |first, tokens| {
             let mut tile = Tile::default();
             multiply(&slice, activations, Rows::from(first, 1, tokens), &mut tile);
-            for row in 0..rows {
-                for token in 0..tokens {
+            for (row, products) in tile.iter().enumerate().take(rows) {
+                for (token, product) in products.iter().enumerate().take(tokens) {
                     let index = (first + token) * weights.rows() + group * TILE_ROWS + row;
                     // SAFETY: a group owns its rows of every token, and each group is visited once.
-                    unsafe { out.write(index, tile[row][token]) };
+                    unsafe { out.write(index, *product) };
                 }
             }
         });
@@ -88,12 +88,12 @@ pub fn per_head_matmul(
         for_tiles(tokens, |first, count| {
             let mut tile = Tile::default();
             multiply(&slice, activations, Rows::from(first * heads + head, heads, count), &mut tile);
-            for row in 0..rows {
-                for token in 0..count {
+            for (row, products) in tile.iter().enumerate().take(rows) {
+                for (token, product) in products.iter().enumerate().take(count) {
                     let piece = (first + token) * heads + head;
                     let index = piece * segments.stride + segments.offset + group * TILE_ROWS + row;
                     // SAFETY: a group owns its rows of its head in every token, and each is visited once.
-                    unsafe { out.write(index, tile[row][token]) };
+                    unsafe { out.write(index, *product) };
                 }
             }
         });

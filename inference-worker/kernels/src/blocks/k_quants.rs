@@ -37,8 +37,8 @@ impl Q4KBlock {
     pub(crate) fn dequantise(&self, out: &mut [f32; 256]) {
         for (j, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let (d, min) = (self.d * self.scales[j] as f32, self.dmin * self.mins[j] as f32);
-            for i in 0..32 {
-                out[i] = d * f32::from(self.q[j * 32 + i]) - min;
+            for (out, q) in out.iter_mut().zip(&self.q[j * 32..][..32]) {
+                *out = d * f32::from(*q) - min;
             }
         }
     }
@@ -96,8 +96,8 @@ impl Q6KBlock {
     pub(crate) fn dequantise(&self, out: &mut [f32; 256]) {
         for (j, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             let d = self.d * self.scales[j] as f32;
-            for i in 0..16 {
-                out[i] = d * f32::from(self.q[j * 16 + i]);
+            for (out, q) in out.iter_mut().zip(&self.q[j * 16..][..16]) {
+                *out = d * f32::from(*q);
             }
         }
     }

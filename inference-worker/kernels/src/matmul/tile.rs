@@ -42,7 +42,7 @@ versions! {
     fn floats(weights: &WeightMatrix<'_>, activations: &Activations<'_>, rows: &Rows, tile: &mut Tile) {
         let ty = weights.ty();
         let mut stretch = [0.0f32; STRETCH];
-        for row in 0..weights.rows() {
+        for (row, products) in tile.iter_mut().enumerate().take(weights.rows()) {
             let bytes = weights.row(row);
             let mut lanes = [[0.0f32; LANES]; TILE_TOKENS];
             for (start, bytes) in (0..weights.cols()).step_by(STRETCH).zip(bytes.chunks(stretch_bytes(ty))) {
@@ -52,7 +52,7 @@ versions! {
                     add_products(lanes, &stretch[..len], &activations.row(*token)[start..start + len]);
                 }
             }
-            for (sum, lanes) in tile[row].iter_mut().zip(&lanes).take(rows.count) {
+            for (sum, lanes) in products.iter_mut().zip(&lanes).take(rows.count) {
                 *sum = join(lanes);
             }
         }
@@ -88,7 +88,7 @@ fn blocks32<const BYTES: usize>(
         let (q, scales) = activations.row32(*row);
         *slot = (q.as_chunks().0, scales);
     }
-    for row in 0..weights.rows() {
+    for (row, products) in tile.iter_mut().enumerate().take(weights.rows()) {
         let (blocks, _) = weights.row(row).as_chunks::<BYTES>();
         let mut sums = [0.0f32; TILE_TOKENS];
         for (b, block) in blocks.iter().enumerate() {
@@ -97,7 +97,7 @@ fn blocks32<const BYTES: usize>(
                 *sum += (d * scales[b]) * dot(&q, &activation[b]) as f32;
             }
         }
-        tile[row][..rows.count].copy_from_slice(&sums[..rows.count]);
+        products[..rows.count].copy_from_slice(&sums[..rows.count]);
     }
 }
 
@@ -141,7 +141,7 @@ fn blocks256<const BYTES: usize, B>(
         let (q, scales, sums) = activations.row256(*row);
         *slot = (q.as_chunks().0, scales, sums.as_chunks().0);
     }
-    for row in 0..weights.rows() {
+    for (row, products) in tile.iter_mut().enumerate().take(weights.rows()) {
         let (blocks, _) = weights.row(row).as_chunks::<BYTES>();
         let mut totals = [0.0f32; TILE_TOKENS];
         for (b, block) in blocks.iter().enumerate() {
@@ -150,7 +150,7 @@ fn blocks256<const BYTES: usize, B>(
                 *total += term(&block, &q[b], &sums[b], scales[b]);
             }
         }
-        tile[row][..rows.count].copy_from_slice(&totals[..rows.count]);
+        products[..rows.count].copy_from_slice(&totals[..rows.count]);
     }
 }
 

@@ -8,8 +8,8 @@ use tandem_kernels::blocks::{dequantise_row, quantise, quantise_row};
 
 fn fixture(ty: WeightType) -> (Vec<u8>, Vec<f32>) {
     let path = format!("{}/tests/fixtures/{}.txt", env!("CARGO_MANIFEST_DIR"), ty.name());
-    let text = std::fs::read_to_string(path).unwrap();
-    let (blocks, weights) = text.split_once("\n\n").unwrap();
+    let text = std::fs::read_to_string(path).expect("every type has a fixture");
+    let (blocks, weights) = text.split_once("\n\n").expect("an empty line after the blocks");
     let weights = unhex(weights).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     (unhex(blocks), weights)
 }

@@ -24,7 +24,8 @@ struct Choice {
 fn run(router: &Router, threads: usize, logits: &[f32], bias: Option<&[f32]>) -> Choice {
     let slots = logits.len() / router.experts * router.used;
     let (mut ids, mut weights) = (vec![u32::MAX; slots], vec![f32::NAN; slots]);
-    route(&Pool::new(threads).unwrap(), router, &mut logits.to_vec(), bias, &mut ids, &mut weights);
+    let pool = Pool::new(threads).expect("a few threads");
+    route(&pool, router, &mut logits.to_vec(), bias, &mut ids, &mut weights);
     Choice { ids, weights }
 }
 

@@ -29,7 +29,7 @@ impl Random {
 /// Bytes of random weights, and the weights that they stand for.
 #[allow(dead_code, reason = "each test crate uses its part of this module")]
 pub(crate) fn weights(random: &mut Random, ty: WeightType, count: usize) -> (Vec<u8>, Vec<f32>) {
-    let bytes = blocks::quantise(ty, &random.values(count)).unwrap();
+    let bytes = blocks::quantise(ty, &random.values(count)).expect("whole blocks");
     let mut weights = vec![0.0; count];
     blocks::dequantise_row(ty, &bytes, &mut weights);
     (bytes, weights)
@@ -37,7 +37,7 @@ pub(crate) fn weights(random: &mut Random, ty: WeightType, count: usize) -> (Vec
 
 #[allow(dead_code, reason = "each test crate uses its part of this module")]
 pub(crate) fn matrix(ty: WeightType, rows: usize, cols: usize, bytes: &[u8]) -> WeightMatrix<'_> {
-    WeightMatrix::new(ty, rows, cols, bytes).unwrap()
+    WeightMatrix::new(ty, rows, cols, bytes).expect("bytes of this shape")
 }
 
 #[allow(dead_code, reason = "each test crate uses its part of this module")]

@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use crate::error::StoreError;
-use crate::object::Kind;
 
 /// The object with its defaults, or every sentence about what is wrong with it.
-pub(crate) fn admit(_kind: Kind, object: Value, _old: Option<&Value>) -> Result<Value, StoreError> {
-    Ok(object)
+pub(crate) fn admit(object: &Value, old: Option<&Value>) -> Result<Value, StoreError> {
+    tandem_crds::admit(object, old).map_err(|violations| StoreError::Invalid {
+        problems: violations.iter().map(ToString::to_string).collect(),
+    })
 }

@@ -135,7 +135,7 @@ fn finish(
         metadata.entry("generation").or_insert_with(|| json!(1));
         metadata.insert("managedFields".to_owned(), owners.to_json());
     }
-    let mut object = crate::admission::admit(key.kind, object, old.map(|old| &old.json))?;
+    let mut object = crate::admission::admit(&object, old.map(|old| &old.json))?;
     if let Some(old) = old
         && object.get("spec") != old.json.get("spec")
     {

@@ -28,6 +28,8 @@ pub struct Script {
     pub divergence: u64,
     /// A token after which the logits are NaN.
     pub poison: Option<u32>,
+    /// A token at which the model panics.
+    pub crash: Option<u32>,
     /// A KV position whose row is stored as zero: a fault that tests must notice.
     pub zeroed_row: Option<u32>,
     /// How long a step takes.
@@ -54,6 +56,7 @@ impl Default for Script {
             batch_rows: 64,
             divergence: 0,
             poison: None,
+            crash: None,
             zeroed_row: None,
             pace: Pace::default(),
         }
@@ -181,6 +184,7 @@ impl DecodeModel for ScriptedModel {
         let mut sequences = Vec::new();
         let mut logit_rows = logits.chunks_exact_mut(self.script.vocab as usize);
         for row in rows {
+            assert_ne!(self.script.crash, Some(row.token), "the script says to crash here");
             let slot = row.sequence as usize;
             let kv = mix(u64::from(row.token) << 32 | u64::from(row.position));
             let zeroed = self.script.zeroed_row == Some(row.position);

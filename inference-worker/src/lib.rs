@@ -1,0 +1,11 @@
+//! One worker process: it loads a model, computes attempts on a thread of its own, and serves them over gRPC to
+//! gateways, or over HTTP to whoever asks a worker that serves alone.
+
+mod attempts;
+mod decoding;
+mod request;
+#[cfg(any(test, feature = "scripted"))]
+pub mod scripted;
+pub mod service;
+pub mod text;
+pub mod worker;

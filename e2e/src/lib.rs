@@ -7,8 +7,10 @@ mod client;
 mod process;
 mod programs;
 mod site;
+mod tiny;
 
 pub use client::{Client, Completion, Failure, Seam, Token};
 pub use process::Process;
 pub use programs::Programs;
 pub use site::{Host, Layout, Site};
+pub use tiny::{DEPLOYMENT, MODEL, deploy, manifest, model_file};

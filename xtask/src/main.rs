@@ -1,0 +1,37 @@
+//! `cargo xtask`: everything a developer or a curious person runs, each doing its own set-up.
+
+mod cache;
+mod crds;
+mod demo;
+mod sdk;
+mod steps;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Build, test and show Tandem.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Start an operator, three hosts and two gateways on this machine, kill the host that serves a stream, and watch it go on.
+    Demo(demo::Options),
+    /// Run every check: format, lints, licences, unit and integration tests with real processes, the demo.
+    Test(test::Options),
+    /// Write the CustomResourceDefinitions in crds/ from the Rust types.
+    Crds,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => test::all(&options),
+        Task::Crds => crds::write(),
+    }
+}

@@ -6,9 +6,15 @@
 //! Everything here is a noun: no I/O, no clock. A field exists once it acts; names are for ever, since there is no
 //! conversion between versions.
 
+pub mod admission;
 pub mod condition;
 pub mod deployment;
+mod future;
 pub mod host;
+pub mod manifest;
+pub mod schema;
+
+pub use admission::{Violation, admit};
 
 pub use condition::{Condition, ConditionStatus};
 pub use deployment::{
@@ -20,6 +26,7 @@ pub use host::{
     DeploymentRef, Device, DeviceKind, Disk, Drain, HostMemory, InferenceHost, InferenceHostSpec,
     InferenceHostStatus, LastExit, ProtocolRange, WorkloadSpec, WorkloadState, WorkloadStatus,
 };
+pub use schema::{Kind, generated_files};
 
 /// API group of all kinds.
 pub const GROUP: &str = "inference.tandem.dev";

@@ -1,0 +1,275 @@
+//! Every CEL rule has an object that breaks it, and one beside it that does not.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use tandem_crds::{Kind, admit};
+
+fn deployment() -> Value {
+    json!({
+        "apiVersion": "inference.tandem.dev/v1alpha1",
+        "kind": "InferenceDeployment",
+        "metadata": {"name": "kimi", "namespace": "llm"},
+        "spec": {
+            "model": {"name": "kimi-k2.5", "source": "https://models.example.com/kimi/"},
+            "quant": "Q4_K_M",
+            "context": {"tokens": 4096}
+        }
+    })
+}
+
+fn host() -> Value {
+    let files = json!([{"name": "a-Q8_0.gguf", "sha256": "0".repeat(64), "bytes": 1}]);
+    json!({
+        "apiVersion": "inference.tandem.dev/v1alpha1",
+        "kind": "InferenceHost",
+        "metadata": {"name": "mac-1"},
+        "spec": {"term": 4, "generation": 9, "workloads": [{
+            "id": "llm-kimi-1", "epoch": 1, "deployment": {"namespace": "llm", "name": "kimi"}, "model": "kimi-k2.5",
+            "source": "file:///m", "files": files, "quant": "Q8_0", "contextTokens": 4096, "poolTokens": 4096,
+            "memoryBytes": 1
+        }]}
+    })
+}
+
+/// Sets a field by its path; `null` removes it.
+fn set(object: &mut Value, path: &str, value: Value) {
+    let mut at = object;
+    let parts: Vec<&str> = path.split('.').collect();
+    let (last, parents) = parts.split_last().unwrap();
+    for part in parents {
+        at = match part.parse::<usize>() {
+            Ok(index) => &mut at[index],
+            Err(_) => &mut at[*part],
+        };
+    }
+    at[*last] = value;
+}
+
+fn with(mut object: Value, path: &str, value: Value) -> Value {
+    set(&mut object, path, value);
+    object
+}
+
+/// A field, a value that is fine, a value that is not, and part of what is then said.
+fn cases() -> Vec<(Value, &'static str, Value, Value, &'static str)> {
+    let deployments = [
+        ("spec.quant", json!("UD-Q2_K_XL"), json!("../Q4"), "quant '../Q4' can't be part of a file name"),
+        ("spec.replicas", json!(0), json!(65), "replicas is 65; use 0 (runs nothing) to 64"),
+        (
+            "spec.model.name",
+            json!("K2.5_a"),
+            json!("kimi/k2"),
+            "model.name 'kimi/k2' can't be used in a request",
+        ),
+        (
+            "spec.model.source",
+            json!("file:///m"),
+            json!("oci://r/m"),
+            "oci:// is not supported yet; use https:// or file://",
+        ),
+        (
+            "spec.model.source",
+            json!("file:///m"),
+            json!("models"),
+            "'models' is not a URL; use https:// or file://",
+        ),
+        ("spec.model.source", json!("file:///m"), json!("file://m"), "needs an absolute path"),
+        ("spec.model.source", json!("file:///m"), json!("file:///"), "needs an absolute path"),
+        (
+            "spec.model.source",
+            json!("https://h:8443/x"),
+            json!("https://u:p@h/x"),
+            "without user or password",
+        ),
+        ("spec.model.source", json!("https://[::1]/x"), json!("https:///x"), "needs a host"),
+        (
+            "spec.model.source",
+            json!("https://h/a..b/"),
+            json!("https://h/../b"),
+            "no backslashes, spaces or '..'",
+        ),
+        ("spec.model.source", json!("file:///m"), json!("file:///m\\n"), "no backslashes, spaces or '..'"),
+        ("spec.model.source", json!("file:///m"), json!("file:///m n"), "no backslashes, spaces or '..'"),
+        (
+            "spec.model.files",
+            json!([{"name": "Q8_0/a.gguf", "sha256": "a".repeat(64)}]),
+            json!([{"name": "../a.gguf", "sha256": "a".repeat(64)}]),
+            "'../a.gguf' is not the path of a GGUF file below the source",
+        ),
+        (
+            "spec.model.files",
+            json!([{"name": "a.gguf", "sha256": "0".repeat(64)}]),
+            json!([{"name": "a.gguf", "sha256": "A".repeat(64)}]),
+            "64 lowercase hexadecimal digits",
+        ),
+        ("spec.context.tokens", json!(16), json!(8), "context.tokens is 8; use 16 to 4194304"),
+        (
+            "spec.context.poolTokens",
+            json!(4096),
+            json!(4095),
+            "poolTokens is 4095, less than one longest sequence of 4096",
+        ),
+        (
+            "spec.context.poolTokens",
+            json!(67_108_864),
+            json!(67_108_865),
+            "context.poolTokens is 67108865; use at most",
+        ),
+        (
+            "spec.redundancy",
+            json!({"hostFailures": 8}),
+            json!({"hostFailures": 9}),
+            "hostFailures is 9; use 0 to 8: each failure",
+        ),
+        (
+            "spec.redundancy",
+            json!({"replaceAfterSeconds": 0}),
+            json!({"replaceAfterSeconds": 86401}),
+            "replaceAfterSeconds is 86401; use 0 to 86400",
+        ),
+        (
+            "spec.placement",
+            json!({"hostSelector": {"matchLabels": {"zone": "a"}}}),
+            json!({"hostSelector": {"matchLabels": {"zone": "a".repeat(64)}}}),
+            "a label's key has at most 317 characters and its value 63",
+        ),
+        (
+            "spec.sampling",
+            json!({"temperature": "2"}),
+            json!({"temperature": "2.1"}),
+            "temperature is '2.1'; use a number from 0 to 2",
+        ),
+        (
+            "spec.sampling",
+            json!({"temperature": "0.70"}),
+            json!({"temperature": "hot"}),
+            "temperature is 'hot'",
+        ),
+        ("spec.sampling", json!({"topP": "1.0"}), json!({"topP": "0"}), "topP is '0'; use a number above 0"),
+        ("spec.sampling", json!({"minP": "0"}), json!({"minP": "1.0"}), "minP is '1.0'; use a number from 0"),
+        ("spec.sampling", json!({"topK": 0}), json!({"topK": 1_000_001}), "topK is 1000001; use 0 (off)"),
+        (
+            "spec.sampling",
+            json!({"repetitionPenalty": "1.05"}),
+            json!({"repetitionPenalty": "0.0"}),
+            "repetitionPenalty is '0.0'; use a number above 0",
+        ),
+    ];
+    let hosts = [
+        (
+            "spec.drain",
+            json!(null),
+            json!("Requested"),
+            "a host that is being drained takes nothing new; set unschedulable, too",
+        ),
+        ("spec.workloads.0.id", json!("a-1"), json!("A-1"), "a workload id is a DNS label"),
+    ];
+    deployments
+        .into_iter()
+        .map(|(path, good, bad, says)| (deployment(), path, good, bad, says))
+        .chain(hosts.into_iter().map(|(path, good, bad, says)| (host(), path, good, bad, says)))
+        .collect()
+}
+
+/// What changes may not do: an object before, one after, and part of what is then said.
+fn transitions() -> Vec<(Value, Value, &'static str)> {
+    vec![
+        (
+            deployment(),
+            with(deployment(), "spec.model.name", json!("other")),
+            "model.name is immutable, since clients ask for it: keep 'kimi-k2.5'",
+        ),
+        (host(), with(host(), "spec.term", json!(3)), "term 3 is older than 4: another operator leads"),
+        (host(), with(host(), "spec.generation", json!(8)), "within one term a host's generation only grows"),
+    ]
+}
+
+fn said(new: &Value, old: Option<&Value>) -> Vec<String> {
+    admit(new, old).err().unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn every_rule_refuses_what_breaks_it_and_only_that() {
+    for (object, path, good, bad, says) in cases() {
+        assert_eq!(said(&with(object.clone(), path, good.clone()), None), [""; 0], "{path} = {good}");
+        let violations = said(&with(object, path, bad.clone()), None);
+        assert!(
+            violations.iter().any(|violation| violation.contains(says)),
+            "{path} = {bad}: {violations:?}"
+        );
+    }
+    for (old, new, says) in transitions() {
+        assert_eq!(said(&old, Some(&old)), [""; 0]);
+        assert_eq!(said(&new, None), [""; 0], "a transition rule says nothing of a new object");
+        let violations = said(&new, Some(&old));
+        assert!(violations.iter().any(|violation| violation.contains(says)), "{violations:?}");
+    }
+    let newer_term = with(with(host(), "spec.term", json!(5)), "spec.generation", json!(1));
+    assert_eq!(
+        said(&newer_term, Some(&host())),
+        [""; 0],
+        "a leader that restored a backup starts above, with its own count"
+    );
+}
+
+/// A rule that no case breaks is a rule nobody has seen work.
+#[test]
+fn every_rule_is_broken_by_some_case() {
+    fn messages(schema: &Value, found: &mut BTreeSet<String>) {
+        match schema {
+            Value::Object(object) => {
+                for rule in
+                    object.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten()
+                {
+                    found.insert(rule["rule"].as_str().unwrap().to_owned());
+                }
+                object.values().for_each(|child| messages(child, found));
+            }
+            Value::Array(items) => items.iter().for_each(|child| messages(child, found)),
+            _ => {}
+        }
+    }
+    let mut rules = BTreeSet::new();
+    Kind::ALL.into_iter().for_each(|kind| messages(kind.schema(), &mut rules));
+    let mut broken = BTreeSet::new();
+    let objects = cases().into_iter().map(|(object, path, _, bad, _)| (with(object, path, bad), None));
+    for (new, old) in objects.chain(transitions().into_iter().map(|(old, new, _)| (new, Some(old)))) {
+        let kind = Kind::from_name(new["kind"].as_str().unwrap()).unwrap();
+        let errors =
+            kube::core::cel::Validator::new().validate(kind.schema(), &new, old.as_ref()).unwrap_err();
+        broken.extend(errors.into_vec().into_iter().map(|error| error.rule));
+    }
+    let unseen: Vec<&String> = rules.difference(&broken).collect();
+    assert!(unseen.is_empty(), "no case breaks {unseen:#?}");
+}
+
+#[test]
+fn unknown_fields_and_nulls_are_pruned_and_defaults_filled_in() {
+    let mut object = with(deployment(), "spec.colour", json!("red"));
+    set(&mut object, "spec.context.poolTokens", Value::Null);
+    let stored = admit(&object, None).unwrap();
+    assert!(stored["spec"].get("colour").is_none() && stored["spec"]["context"].get("poolTokens").is_none());
+    assert_eq!(
+        stored["spec"]["redundancy"],
+        json!({"hostFailures": 0, "standby": "Hot", "replaceAfterSeconds": 60})
+    );
+    assert_eq!(stored["spec"]["placement"]["accelerators"], json!(["CPU"]));
+    assert_eq!(stored["spec"]["replicas"], 1);
+    assert_eq!(admit(&stored, Some(&stored)).unwrap(), stored, "admitting twice changes nothing");
+}
+
+#[test]
+fn a_host_belongs_to_no_namespace() {
+    let object = with(host(), "metadata.namespace", json!("llm"));
+    assert!(said(&object, None)[0].contains("belongs to the whole cluster"));
+}
+
+#[test]
+fn rules_wait_until_the_shape_is_right() {
+    let mut object = with(deployment(), "spec.redundancy", json!({"hostFailures": "9"}));
+    set(&mut object, "spec.context.tokens", json!(1));
+    let violations = said(&object, None);
+    assert_eq!(violations, ["spec.redundancy.hostFailures: must be a whole number, not a string"]);
+}

@@ -83,9 +83,9 @@ fn pieces_turn_by_their_rows_angles() {
             rope(&Pool::new(threads).unwrap(), layout, &mut turned, segments, &cos, &sin);
             for piece in 0..20 {
                 let (before, after) = (segments.piece(&x, piece), segments.piece(&turned, piece));
-                for i in 0..4 {
+                for (i, frequency) in frequencies.iter().enumerate() {
                     let (a, b) = if layout == Layout::Pairs { (2 * i, 2 * i + 1) } else { (i, i + 4) };
-                    let angle = f64::from(positions[piece / 5]) * frequencies[i];
+                    let angle = f64::from(positions[piece / 5]) * frequency;
                     let (x, y) = (f64::from(before[a]), f64::from(before[b]));
                     assert!((f64::from(after[a]) - (x * angle.cos() - y * angle.sin())).abs() < 3e-7);
                     assert!((f64::from(after[b]) - (x * angle.sin() + y * angle.cos())).abs() < 3e-7);

@@ -2,8 +2,10 @@
 //!
 //! Nothing here knows a socket, a clock or randomness. Time comes in as the time since the observer started.
 
+pub mod choose;
 mod event;
 pub mod fold;
+pub mod health;
 pub mod ledger;
 
 pub use event::{Alternative, Event, FinishReason, Prompt, Refusal, Rejection, Seam, Token};

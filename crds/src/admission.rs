@@ -182,10 +182,10 @@ fn check_object(schema: &Value, object: &Map<String, Value>, path: &str, violati
             .push(Violation::new(path, format!("has {} entries; at most {most} are allowed", object.len())));
     }
     for (name, child) in object {
-        if let Some(described) = schema["properties"].get(name).or_else(|| values_of(schema)) {
-            if !(path.is_empty() && name == "metadata") {
-                check(described, child, &join(path, name), violations);
-            }
+        if let Some(described) = schema["properties"].get(name).or_else(|| values_of(schema))
+            && !(path.is_empty() && name == "metadata")
+        {
+            check(described, child, &join(path, name), violations);
         }
     }
 }

@@ -1,4 +1,8 @@
 //! `InferenceDeployment`: a model, its quant and its redundancy. People write the spec, the operator the status.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns repeat their type, which the lint takes for a slip"
+)]
 
 use std::collections::BTreeMap;
 

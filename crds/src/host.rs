@@ -1,4 +1,8 @@
 //! `InferenceHost`: a machine. The operator writes the spec, the report of the host's agent becomes the status.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns repeat their type, which the lint takes for a slip"
+)]
 
 use std::collections::BTreeMap;
 

@@ -128,8 +128,7 @@ fn clean_schema(schema: &mut Map<String, Value>) {
     schema.insert("format".to_owned(), format.into());
     for bound in ["minimum", "maximum"] {
         if let Some(whole) = schema.get(bound).and_then(Value::as_f64) {
-            // The bounds in these types are small whole numbers, which f64 holds exactly.
-            #[allow(clippy::cast_possible_truncation, reason = "bounds are small whole numbers")]
+            // Bounds in these types are small whole numbers, which f64 holds exactly.
             schema.insert(bound.to_owned(), Value::from(whole as i64));
         }
     }

@@ -65,18 +65,26 @@ impl ModelFiles {
         let name =
             first.file_name().and_then(|n| n.to_str()).ok_or_else(|| OpenError::NoName { path: path() })?;
         let names = shard_names(name).map_err(|source| OpenError::Names { path: path(), source })?;
-        let mut maps = Vec::with_capacity(names.len());
-        let mut headers = Vec::with_capacity(names.len());
-        for name in names {
-            let path = first.with_file_name(name);
-            let map = MappedFile::open(&path)?;
+        Self::open_all(
+            &names.iter().map(|name| first.with_file_name(name)).collect::<Vec<_>>(),
+            weights_digest,
+        )
+    }
+
+    /// Maps the model in these files, given in their order; they may have any names.
+    pub fn open_all(paths: &[PathBuf], weights_digest: impl Into<String>) -> Result<Self, OpenError> {
+        let mut maps = Vec::with_capacity(paths.len());
+        let mut headers = Vec::with_capacity(paths.len());
+        for path in paths {
+            let map = MappedFile::open(path)?;
             let header = Header::parse(map.as_slice(), map.len() as u64)
-                .map_err(|source| OpenError::Header { path, source })?;
+                .map_err(|source| OpenError::Header { path: path.clone(), source })?;
             maps.push(map);
             headers.push(header);
         }
+        let first = paths.first().cloned().unwrap_or_default();
         let headers =
-            ShardSet::assemble(headers).map_err(|source| OpenError::Shards { path: path(), source })?;
+            ShardSet::assemble(headers).map_err(|source| OpenError::Shards { path: first, source })?;
         Ok(Self { headers, maps, weights_digest: weights_digest.into() })
     }
 

@@ -90,7 +90,7 @@ pub(crate) struct GroupedWeights {
 #[derive(Debug)]
 pub(crate) enum FeedForwardWeights {
     Dense(Gated),
-    Experts(ExpertWeights),
+    Experts(Box<ExpertWeights>),
 }
 
 /// `down(silu(gate(x)) · up(x))`.
@@ -195,7 +195,7 @@ impl Finder<'_> {
         };
         let feed_forward = match &self.shape.experts {
             Some(Experts { fused_gate_up, shared_ff, .. }) if layer >= self.shape.dense_layers => {
-                FeedForwardWeights::Experts(ExpertWeights {
+                FeedForwardWeights::Experts(Box::new(ExpertWeights {
                     router: matrix("ffn_gate_inp")?,
                     bias: vector("exp_probs_b.bias")?,
                     gate_up: if *fused_gate_up {
@@ -205,7 +205,7 @@ impl Finder<'_> {
                     },
                     down: matrix("ffn_down_exps")?,
                     shared: if *shared_ff > 0 { Some(gated("_shexp")?) } else { None },
-                })
+                }))
             }
             _ => FeedForwardWeights::Dense(gated("")?),
         };

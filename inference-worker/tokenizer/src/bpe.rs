@@ -23,11 +23,13 @@ pub(crate) struct Bpe {
 
 #[derive(Debug, Clone)]
 enum Ranks {
-    /// (left id, right id) → (rank, joined id).
-    Merges(HashMap<(u32, u32), (u32, u32)>),
+    Merges(Merges),
     /// Any two neighbours whose bytes are together a token join, and the token's id is the rank.
     TokenIds,
 }
+
+/// (left id, right id) → (rank, joined id).
+type Merges = HashMap<(u32, u32), (u32, u32)>;
 
 /// Memory that is reused from piece to piece.
 #[derive(Default)]
@@ -153,11 +155,8 @@ impl Bpe {
     }
 }
 
-fn read_merges(
-    merges: &StringArray,
-    vocabulary: &Vocabulary,
-) -> Result<HashMap<(u32, u32), (u32, u32)>, TokenizerError> {
-    let mut ranks = HashMap::with_capacity(merges.len());
+fn read_merges(merges: &StringArray, vocabulary: &Vocabulary) -> Result<Merges, TokenizerError> {
+    let mut ranks = Merges::with_capacity(merges.len());
     for (index, merge) in merges.iter().enumerate() {
         let ids = || {
             let (left, right) = merge.split_once(' ')?;

@@ -146,3 +146,52 @@ impl Splitter {
         if movable { found.start..found.end - last.len_utf8() } else { found }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces<'t>(pre: &str, text: &'t str) -> Vec<&'t str> {
+        let mut pieces = Vec::new();
+        PreTokenizer::from_name(pre).unwrap().splitter().for_each(text, &mut |piece| pieces.push(piece));
+        pieces
+    }
+
+    /// The fixture's pieces come from other implementations of the published patterns: see `tests/support`.
+    #[test]
+    fn pieces_are_the_reference_ones() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/fixtures/golden.json")).unwrap();
+        let mut count = 0;
+        for (pre, fixture) in golden.as_object().unwrap() {
+            for case in fixture["cases"].as_array().unwrap() {
+                let text = case["text"].as_str().unwrap();
+                let expected: Vec<&str> =
+                    case["pieces"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap()).collect();
+                assert_eq!(pieces(pre, text), expected, "{pre}: {text:?}");
+                count += 1;
+            }
+        }
+        assert!(count > 100);
+    }
+
+    #[test]
+    fn kimi_splits_words_where_case_turns() {
+        assert_eq!(pieces("kimi-k2", "ChatGPT's"), ["Chat", "GPT's"]);
+        assert_eq!(pieces("llama-bpe", "ChatGPT's"), ["ChatGPT", "'s"]);
+    }
+
+    #[test]
+    fn kimi_keeps_han_runs_apart_from_other_letters() {
+        assert_eq!(pieces("kimi-k2", "用Rust写テスト和ab"), ["用", "Rust", "写", "テスト", "和", "ab"]);
+        assert_eq!(pieces("qwen2", "用Rust写テスト和ab"), ["用Rust写テスト和ab"]);
+    }
+
+    #[test]
+    fn every_supported_name_compiles() {
+        for (name, pre) in NAMES {
+            assert_eq!(PreTokenizer::from_name(name), Ok(pre));
+            assert_eq!(pieces(name, ""), [""; 0]);
+        }
+    }
+}

@@ -181,12 +181,13 @@ impl<'a> Keys<'a> {
 
     /// A value that the engine doesn't compute.
     pub fn variant(&self, key: &str, supported: &'static str) -> ShapeError {
-        let value = match self.headers.metadata().value(&self.full(key)) {
-            Some(tandem_gguf::Value::String(text)) => text.clone(),
-            Some(value) => format!("{value:?}"),
-            None => "missing".to_owned(),
+        let (metadata, full) = (self.headers.metadata(), self.full(key));
+        let value = match (metadata.get::<i64>(&full), metadata.get::<&str>(&full)) {
+            (Ok(number), _) => number.to_string(),
+            (_, Ok(text)) => text.to_owned(),
+            _ => "something else".to_owned(),
         };
-        ShapeError::Variant { key: self.full(key), value, supported }
+        ShapeError::Variant { key: full, value, supported }
     }
 
     fn out_of_range(&self, key: &str, value: impl ToString, wanted: String) -> KeyError {

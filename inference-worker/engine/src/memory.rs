@@ -95,6 +95,7 @@ impl Blueprint {
         let layers = config.check(&shape)?;
         let specs = tensors::needed(&shape, &layers);
         let infos = tensors::check(headers, &specs)?;
+        tensors::check_no_other(headers, &layers, &specs)?;
 
         let weights: Vec<WeightBytes> =
             infos.iter().map(|info| WeightBytes { name: info.name.clone(), bytes: info.bytes }).collect();

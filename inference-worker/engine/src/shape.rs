@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use tandem_kernels::rope::{Layout, Scaling};
+use tandem_kernels::router::Router;
 
 use crate::keys::{KeyError, Keys};
 
@@ -329,7 +330,7 @@ impl ModelShape {
                 heads,
                 kv_heads,
                 head,
-                biases: architecture == Architecture::Qwen2,
+                biases: architecture == Architecture::Qwen2 || keys.has_tensor("blk.0.attn_q.bias"),
             }),
             attention_scale: (1.0 / (head as f64).sqrt()) as f32,
             rope: Rope {
@@ -398,11 +399,11 @@ fn read_experts(keys: &Keys<'_>, first_layer: u32) -> Result<Experts, ShapeError
         fused_gate_up: keys.has_tensor(&format!("blk.{first_layer}.ffn_gate_up_exps.weight")),
     };
     let Experts { count, used, groups, groups_used, .. } = experts;
-    if !count.is_multiple_of(groups) || (groups > 1 && count / groups < 2) {
+    if groups > Router::MAX_GROUPS || !count.is_multiple_of(groups) {
         return Err(keys.contradiction(
             "expert_group_count",
             groups,
-            format!("it must divide the {count} experts into groups of at least two"),
+            format!("it must divide the {count} experts and be at most {}", Router::MAX_GROUPS),
         ));
     }
     if groups_used > groups {

@@ -1,5 +1,6 @@
 //! The tensors that a range of layers needs, by name and dimensions.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use tandem_gguf::{GgmlType, ShardSet, TensorInfo};
@@ -134,6 +135,14 @@ pub enum TensorError {
         /// The tensor.
         name: String,
     },
+    /// A layer has a tensor that the architecture's graph has no place for.
+    #[error(
+        "the engine doesn't know what to do with the tensor {name}; without it the model would compute something else"
+    )]
+    Unknown {
+        /// The tensor.
+        name: String,
+    },
     /// Its dimensions contradict the metadata.
     #[error("the tensor {name} is {found:?}, but the metadata calls for {wanted:?}")]
     Dimensions {
@@ -166,6 +175,29 @@ pub enum TensorError {
         /// Its type, and which are computed.
         source: UnsupportedType,
     },
+}
+
+/// Layer tensors that some files carry beside what they were split into or computed from.
+const REDUNDANT: [&str; 2] = ["attn_kv_b.weight", "attn_rot_embd.weight"];
+
+/// Fails when one of the layers has a tensor that isn't in the list: a variant of the architecture would otherwise be
+/// computed as if it were the usual one.
+pub fn check_no_other(
+    headers: &ShardSet,
+    layers: &Range<u32>,
+    specs: &[TensorSpec],
+) -> Result<(), TensorError> {
+    let known: HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    for (_, info) in headers.tensors() {
+        let Some((layer, part)) = info.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+            continue;
+        };
+        let is_held = layer.parse().is_ok_and(|layer| layers.contains(&layer));
+        if is_held && !known.contains(info.name.as_str()) && !REDUNDANT.contains(&part) {
+            return Err(TensorError::Unknown { name: info.name.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// Checks that every tensor of the list is there, of the right dimensions and a usable type.

@@ -1,6 +1,8 @@
 //! Broken models give errors that name what is wrong, and never a panic.
 
-use tandem_engine::{Engine, ModelFiles, plan};
+use std::sync::atomic::AtomicU64;
+
+use tandem_engine::{DecodeModel, Engine, ForwardError, ModelFiles, plan};
 use tandem_gguf::{GgmlType, Value, Writer};
 use tandem_reference::Reference;
 use tandem_reference::deepseek2::Deepseek2;
@@ -9,7 +11,7 @@ use tandem_reference::file::{as_f32, random_file};
 use tandem_reference::random::Random;
 use tandem_reference::tensor::Weights;
 
-use crate::support::{config, files};
+use crate::support::{config, files, rows};
 
 /// A model with changed metadata and tensors.
 struct Draft {
@@ -197,6 +199,58 @@ fn numbers_without_sense_are_refused() {
             assert!(message.contains(key), "{key} = {value}: {message}");
         }
     }
+}
+
+/// Whatever a key holds, the engine either refuses the model or runs it.
+#[test]
+fn no_value_of_any_key_brings_the_engine_down() {
+    let values: [Value; 14] = [
+        0u32.into(),
+        1u32.into(),
+        2u32.into(),
+        7u32.into(),
+        128u32.into(),
+        (1u32 << 24).into(),
+        u32::MAX.into(),
+        u64::MAX.into(),
+        (-1i32).into(),
+        f32::MIN_POSITIVE.into(),
+        f32::MAX.into(),
+        f32::NAN.into(),
+        "none".into(),
+        false.into(),
+    ];
+    let (mut refused, mut run) = (0, 0);
+    for shape in [&Deepseek2::minute() as &dyn Reference, &Dense::llama().minute(), &Dense::qwen2().minute()]
+    {
+        let own =
+            |(key, _): &(String, Value)| key.strip_prefix(shape.architecture()).map(|k| k[1..].to_owned());
+        for key in shape.metadata().iter().filter_map(own) {
+            for value in &values {
+                let file = Draft::of(shape).set(&key, value.clone()).writer().finish().unwrap();
+                let Ok(mut engine) = Engine::load(files(&file), config(), &mut |_, _| {}) else {
+                    refused += 1;
+                    continue;
+                };
+                engine.reserve(0, 3).unwrap();
+                let mut logits = vec![0.0; 3 * engine.vocab_size()];
+                match engine.forward(&rows(0, 0, &[1, 2, 3]), &AtomicU64::new(0), &mut logits) {
+                    Ok(()) | Err(ForwardError::NotFinite { .. }) => run += 1,
+                    Err(other) => panic!("{key} = {value:?}: {other}"),
+                }
+            }
+        }
+    }
+    assert!(refused > 500 && run > 50, "{refused} refused, {run} run");
+}
+
+#[test]
+fn a_tensor_without_a_place_in_the_graph_is_refused_by_name() {
+    let mut draft = llama();
+    let norm = draft.weights.get("output_norm.weight").clone();
+    draft.weights.insert("blk.1.attn_q_norm.weight", norm);
+    let message = draft.refusal();
+    assert!(message.contains("blk.1.attn_q_norm.weight"), "{message}");
 }
 
 #[test]

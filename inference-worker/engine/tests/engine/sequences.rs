@@ -131,3 +131,9 @@ fn loading_tells_its_progress_to_the_last_byte() {
     assert_eq!(told.last(), Some(&(total, total)));
     assert!(told.is_sorted());
 }
+
+#[test]
+fn an_engine_moves_between_threads() {
+    fn moves<T: Send>() {}
+    moves::<Engine>();
+}

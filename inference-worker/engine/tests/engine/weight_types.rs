@@ -1,13 +1,15 @@
 //! Every type of weight: loaded, multiplied, and equal to its dequantised values.
 
-use tandem_engine::{EngineConfig, KvType, Mode};
+use tandem_engine::{EngineConfig, Mode};
 use tandem_kernels::WeightType;
 use tandem_kernels::blocks::dequantise_row;
 use tandem_reference::Reference;
 use tandem_reference::dense::Dense;
 use tandem_reference::tensor::{Tensor, Weights};
 
-use crate::support::{bits, config, difference, files, in_chunks, load, quantised_file, small_kimi, tokens};
+use crate::support::{
+    bits, config, difference, exact, files, in_chunks, load, quantised_file, small_kimi, tokens,
+};
 
 /// The weights as the file holds them, each value as the block format gives it back.
 fn dequantised(file: &[u8]) -> Weights {
@@ -52,25 +54,34 @@ fn every_type_agrees_with_its_dequantised_values() {
     }
 }
 
-/// The contract rounds activations to int8, so float64 is no truth for it, only a landmark: a random model drifts by
-/// some percent of its logits. The kernels' own tests hold the rounding to a scalar truth, bit for bit.
+/// The contract rounds activations to int8, so float64 is no truth for it, only a landmark: a random model's logits drift
+/// by some percent (more in a row for which another expert is chosen), where a wrong scale or order drifts by as much as
+/// they are. The kernels' own tests hold the rounding to a scalar truth, bit for bit.
 #[test]
 fn int8_activations_stay_near() {
-    let tokens = tokens(3, 12);
+    const ROWS: usize = 24;
+    let tokens = tokens(3, ROWS);
     for (name, shape) in shapes() {
         let weights = shape.random_weights(8);
         for ty in WeightType::ALL {
             let file = quantised_file(shape.as_ref(), &weights, ty);
-            let expected = shape.logits(&dequantised(&file), &tokens, 0).concat();
-            let exact = EngineConfig { numerics: Mode::Exact, kv_type: KvType::F16, ..config() };
-            let found = in_chunks(&mut load(&file, exact), &tokens, 12);
-            let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-            let noise = squares(&mut found.iter().zip(&expected).map(|(&f, e)| f64::from(f) - e));
-            let share = (noise / squares(&mut expected.iter().copied())).sqrt();
-            println!("{name} {}: noise is {share:.1e} of the logits", ty.name());
-            assert!(share < 0.1, "{name} {}: noise is {share} of the logits", ty.name());
+            let expected = shape.logits(&dequantised(&file), &tokens, 0);
+            let found = in_chunks(&mut load(&file, exact()), &tokens, ROWS);
+            let mut shares: Vec<f64> =
+                found.chunks_exact(shape.vocab()).zip(&expected).map(|(f, e)| noise(f, e)).collect();
+            shares.sort_by(f64::total_cmp);
+            let median = shares[ROWS / 2];
+            println!("{name} {}: noise of {median:.1e}, at most {:.1e}", ty.name(), shares[ROWS - 1]);
+            assert!(median < 0.1, "{name} {}: half the rows have noise above {median}", ty.name());
         }
     }
+}
+
+/// The root mean square of the difference over that of the expected values.
+fn noise(found: &[f32], expected: &[f64]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let difference = squares(&mut found.iter().zip(expected).map(|(&f, e)| f64::from(f) - e));
+    (difference / squares(&mut expected.iter().copied())).sqrt()
 }
 
 #[test]

@@ -210,6 +210,18 @@ fn check(value: Value) -> Result<Manifest, (String, Vec<Violation>)> {
     Ok(Manifest { kind, name, namespace, written: pruned(kind.schema(), &value, true) })
 }
 
+/// Fields of an object, however incomplete it is, that no schema describes: for writers that merge before they admit.
+#[must_use]
+pub fn unknown_fields(value: &Value) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if let Ok(kind) = kind_of(value) {
+        check_unknown(kind.schema(), value, "", &mut violations);
+        check_unknown_metadata(&value["metadata"], &mut violations);
+    }
+    violations.sort();
+    violations
+}
+
 /// Reports fields that no schema describes, where an API server would drop them in silence.
 fn check_unknown(schema: &Value, value: &Value, path: &str, violations: &mut Vec<Violation>) {
     match value {

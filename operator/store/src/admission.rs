@@ -10,3 +10,12 @@ pub(crate) fn admit(object: &Value, old: Option<&Value>) -> Result<Value, StoreE
         problems: violations.iter().map(ToString::to_string).collect(),
     })
 }
+
+/// Refuses fields that nobody knows, where pruning would drop them in silence.
+pub(crate) fn check_known(stated: &Value) -> Result<(), StoreError> {
+    let unknown = tandem_crds::manifest::unknown_fields(stated);
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::Invalid { problems: unknown.iter().map(ToString::to_string).collect() })
+}

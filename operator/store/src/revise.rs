@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::admission::{admit, check_known};
 use crate::error::StoreError;
 use crate::object::{API_VERSION, Key, Kind, Object, Version};
 use crate::ownership::{self, Operation, Owners};
@@ -53,6 +54,7 @@ pub(crate) fn apply(
 ) -> Result<(Value, ApplyOutcome), StoreError> {
     let key = key_of(&manifest)?;
     drop_nulls(&mut manifest);
+    check_known(&manifest)?;
     check_metadata(&manifest)?;
     check_preconditions(old, &key, &manifest)?;
     let live = old.map_or_else(|| skeleton(&key), |object| object.json.clone());
@@ -60,7 +62,7 @@ pub(crate) fn apply(
     let (object, owners) =
         ownership::apply(&live, &owners, &manifest, &options.manager, options.force, stamp.now)
             .map_err(|fields| StoreError::FieldConflict { key: key.clone(), fields })?;
-    let object = finish(old, &key, with_unknown_top_level(object, &manifest), &owners, stamp)?;
+    let object = finish(old, &key, object, &owners, stamp)?;
     let outcome = match old {
         None => ApplyOutcome::Created,
         Some(old) if old.json == object => ApplyOutcome::Unchanged,
@@ -73,8 +75,9 @@ pub(crate) fn apply(
 pub(crate) fn create(mut object: Value, manager: &str, stamp: &Stamp) -> Result<Value, StoreError> {
     let key = key_of(&object)?;
     drop_nulls(&mut object);
+    check_known(&object)?;
     check_metadata(&object)?;
-    let mut new = with_unknown_top_level(skeleton(&key), &object);
+    let mut new = skeleton(&key);
     write_over(&mut new, &object);
     let owners =
         ownership::update(&Owners::default(), &skeleton(&key), &new, manager, Operation::Update, stamp.now);
@@ -85,8 +88,9 @@ pub(crate) fn create(mut object: Value, manager: &str, stamp: &Stamp) -> Result<
 pub(crate) fn replace(old: &Object, new: &Value, manager: &str, stamp: &Stamp) -> Result<Value, StoreError> {
     let mut stated = new.clone();
     drop_nulls(&mut stated);
+    check_known(&stated)?;
     check_metadata(&stated)?;
-    let mut object = with_unknown_top_level(old.json.clone(), &stated);
+    let mut object = old.json.clone();
     write_over(&mut object, &stated);
     let owners =
         ownership::update(&Owners::of(&old.json), &old.json, &object, manager, Operation::Update, stamp.now);
@@ -135,7 +139,7 @@ fn finish(
         metadata.entry("generation").or_insert_with(|| json!(1));
         metadata.insert("managedFields".to_owned(), owners.to_json());
     }
-    let mut object = crate::admission::admit(&object, old.map(|old| &old.json))?;
+    let mut object = admit(&object, old.map(|old| &old.json))?;
     if let Some(old) = old
         && object.get("spec") != old.json.get("spec")
     {
@@ -163,16 +167,6 @@ fn write_over(object: &mut Value, stated: &Value) {
             None => metadata.shift_remove(field),
         };
     }
-}
-
-/// Keeps a misspelt `sepc:` in sight of the admission, which refuses it by name.
-fn with_unknown_top_level(mut object: Value, stated: &Value) -> Value {
-    for (key, value) in stated.as_object().into_iter().flatten() {
-        if !["apiVersion", "kind", "metadata", "spec", "status"].contains(&key.as_str()) {
-            object[key] = value.clone();
-        }
-    }
-    object
 }
 
 fn check_metadata(object: &Value) -> Result<(), StoreError> {

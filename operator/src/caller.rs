@@ -1,0 +1,62 @@
+//! Who calls, and how a refusal reads on the wire.
+
+use tandem_pki::{Identity, Name, peer_identity};
+use tandem_store::StoreError;
+use tonic::{Code, Request, Status};
+
+/// A host, by its certificate.
+pub(crate) fn host<T>(request: &Request<T>) -> Result<Name, Status> {
+    match peer_identity(request)? {
+        Identity::Host(name) => Ok(name),
+        other => Err(wrong_role(&other, "a host's agent")),
+    }
+}
+
+/// A gateway, by its certificate.
+pub(crate) fn gateway<T>(request: &Request<T>) -> Result<Name, Status> {
+    match peer_identity(request)? {
+        Identity::Gateway(name) => Ok(name),
+        other => Err(wrong_role(&other, "a gateway")),
+    }
+}
+
+/// An admin, by their certificate.
+pub(crate) fn admin<T>(request: &Request<T>) -> Result<Name, Status> {
+    match peer_identity(request)? {
+        Identity::Admin(name) => Ok(name),
+        other => Err(wrong_role(&other, "an admin")),
+    }
+}
+
+fn wrong_role(caller: &Identity, wanted: &str) -> Status {
+    Status::permission_denied(format!("this call is for {wanted}, and the certificate is of {caller}"))
+}
+
+/// What a caller is told of a store's refusal; what it can do nothing about is logged whole and told in one line.
+pub(crate) fn refusal(error: StoreError) -> Status {
+    let code = match &error {
+        StoreError::NotFound(_) => Code::NotFound,
+        StoreError::AlreadyExists(_) => Code::AlreadyExists,
+        StoreError::Conflict { .. } | StoreError::RecordConflict { .. } => Code::Aborted,
+        StoreError::FieldConflict { .. } | StoreError::LeaseLost { .. } => Code::FailedPrecondition,
+        StoreError::Invalid { .. } | StoreError::TooLarge { .. } => Code::InvalidArgument,
+        StoreError::Expired { .. } => Code::OutOfRange,
+        _ => {
+            tracing::error!(error = chain(&error), "the store failed");
+            return Status::internal("the operator's store failed: see its log");
+        }
+    };
+    Status::new(code, error.to_string())
+}
+
+/// An error with all its causes, for the log.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

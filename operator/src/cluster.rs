@@ -1,0 +1,102 @@
+//! What all services and the control loop of one operator share.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use tandem_control_api::RouteTable;
+use tandem_pki::CertificateAuthority;
+use tandem_store::{Clock, Store};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::logs::LogRelay;
+use crate::sessions::Sessions;
+use crate::settings::Timing;
+
+/// One operator's shared state.
+pub(crate) struct Cluster {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) authority: CertificateAuthority,
+    pub(crate) timing: Timing,
+    pub(crate) sessions: Sessions,
+    pub(crate) logs: LogRelay,
+    /// Connected gateways: name → where clients reach it.
+    gateways: Mutex<BTreeMap<String, (u64, String)>>,
+    pub(crate) routes: watch::Sender<Arc<RouteTable>>,
+    /// Term while this operator leads.
+    pub(crate) leading: watch::Sender<Option<u64>>,
+    /// Makes the control loop look again.
+    pub(crate) wake: Notify,
+    /// Fires when the process is to end.
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Cluster {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        authority: CertificateAuthority,
+        timing: Timing,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            sessions: Sessions::new(clock.elapsed()),
+            store,
+            clock,
+            authority,
+            timing,
+            logs: LogRelay::default(),
+            gateways: Mutex::new(BTreeMap::new()),
+            routes: watch::Sender::new(Arc::new(RouteTable::default())),
+            leading: watch::Sender::new(None),
+            wake: Notify::new(),
+            shutdown,
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// As certificates count time.
+    pub(crate) fn system_time(&self) -> SystemTime {
+        let now = self.now();
+        let since = Duration::try_from(now.duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default();
+        SystemTime::UNIX_EPOCH + since
+    }
+
+    /// A gateway is here, until the guard is dropped.
+    pub(crate) fn gateway_here(self: &Arc<Self>, name: &str, url: &str) -> GatewayHere {
+        let mut gateways = self.gateways.lock().expect("no panic while gateways are changed");
+        let number = gateways.get(name).map_or(0, |(number, _)| number + 1);
+        gateways.insert(name.to_owned(), (number, url.to_owned()));
+        self.wake.notify_one();
+        GatewayHere { cluster: Arc::clone(self), name: name.to_owned(), number }
+    }
+
+    /// Connected gateways by name, with where clients reach them.
+    pub(crate) fn gateways(&self) -> BTreeMap<String, String> {
+        let gateways = self.gateways.lock().expect("no panic while gateways are changed");
+        gateways.iter().map(|(name, (_, url))| (name.clone(), url.clone())).collect()
+    }
+}
+
+/// Keeps a gateway in the list of those connected.
+pub(crate) struct GatewayHere {
+    cluster: Arc<Cluster>,
+    name: String,
+    number: u64,
+}
+
+impl Drop for GatewayHere {
+    fn drop(&mut self) {
+        let mut gateways = self.cluster.gateways.lock().expect("no panic while gateways are changed");
+        if gateways.get(&self.name).is_some_and(|(number, _)| *number == self.number) {
+            gateways.remove(&self.name);
+            self.cluster.wake.notify_one();
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The operator: serves agents, gateways and people over one TLS port; one operator of a cluster leads, and plans.
+//!
+//! Nothing here touches the data path: without an operator everything that serves goes on serving.
+
+mod admin;
+mod attention;
+pub mod authority;
+mod caller;
+mod cluster;
+mod lead;
+mod membership;
+mod models;
+mod reconcile;
+mod routes;
+mod run;
+mod serve;
+mod sessions;
+mod settings;
+
+mod logs;
+
+pub use run::{Operator, start};
+pub use settings::{Settings, Timing};
+
+/// Owns what the operator writes into objects.
+pub(crate) const MANAGER: &str = "tandem-operator";

@@ -1,0 +1,92 @@
+//! `tandem-operator`: the control plane's process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tandem_operator::{Settings, Timing};
+use tracing_subscriber::EnvFilter;
+
+/// The control plane of Tandem: keeps what was asked for running on the hosts that there are.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs an operator until it is told to end.
+    Run(Run),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Folder of the store and of the first admin's credentials; made on the first start.
+    #[arg(long, env = "TANDEM_OPERATOR_DATA_DIR")]
+    data_dir: PathBuf,
+    /// Where to listen for agents, gateways and the CLI.
+    #[arg(long, env = "TANDEM_OPERATOR_LISTEN", default_value = "0.0.0.0:7443")]
+    listen: SocketAddr,
+    /// IP address or DNS name at which others reach this operator; repeat it for several. The first one is written into
+    /// DATA-DIR/admin/tandem.yaml.
+    #[arg(long, env = "TANDEM_OPERATOR_ADVERTISE", value_delimiter = ',')]
+    advertise: Vec<String>,
+    /// Write the log as JSON lines.
+    #[arg(long, env = "TANDEM_LOG_JSON")]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let Command::Run(run) = Cli::parse().command;
+    let filter = EnvFilter::try_from_env("TANDEM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if run.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
+    tandem_pki::install_tls_provider();
+
+    let settings = Settings {
+        data_dir: run.data_dir,
+        listen: run.listen,
+        advertise: run.advertise,
+        timing: Timing::default(),
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into()),
+    };
+    let ended = runtime.block_on(async {
+        let operator = tandem_operator::start(settings).await?;
+        let shutdown = operator.shutdown_handle();
+        tokio::spawn(async move {
+            told_to_end().await;
+            tracing::info!("told to end");
+            shutdown.cancel();
+        });
+        operator.ended().await
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("tandem-operator: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn told_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).expect("these signals can be listened for");
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate()), listen(SignalKind::interrupt()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,120 @@
+//! Puts an operator together and takes it apart again.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result};
+use tandem_pki::{Identity, OPERATOR_LIFETIME};
+use tandem_store::{EmbeddedStore, Store, SystemClock};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::settings::Settings;
+use crate::{admin, authority, reconcile, serve};
+
+/// A running operator.
+pub struct Operator {
+    address: SocketAddr,
+    url: String,
+    shutdown: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    control_loop: JoinHandle<()>,
+}
+
+impl Operator {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it says that it can be reached.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Ends the operator when cancelled.
+    #[must_use]
+    pub fn shutdown_handle(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Waits until it has ended; ends it whole when a part of it ends.
+    ///
+    /// # Errors
+    /// When the server failed.
+    pub async fn ended(mut self) -> Result<()> {
+        let early = tokio::select! {
+            server = &mut self.server => Some(server),
+            _ = &mut self.control_loop => None,
+        };
+        let unexpected = !self.shutdown.is_cancelled();
+        self.shutdown.cancel();
+        let server = match early {
+            Some(server) => {
+                self.control_loop.await.context("the control loop failed")?;
+                server
+            }
+            None => self.server.await,
+        };
+        server.context("the server panicked")?.context("the server failed")?;
+        anyhow::ensure!(!unexpected, "a part of the operator ended by itself: see the log");
+        Ok(())
+    }
+}
+
+/// Opens the store, makes what a first start needs, and begins to serve.
+///
+/// # Errors
+/// When the data folder, the store or the port can't be had; each says what to do.
+pub async fn start(settings: Settings) -> Result<Operator> {
+    make_private(&settings.data_dir)?;
+    let clock = Arc::new(SystemClock);
+    let store: Arc<dyn Store> =
+        Arc::new(EmbeddedStore::open(&settings.data_dir.join("store.redb"), clock.clone()).await?);
+    let now = SystemTime::now();
+    let authority = authority::open(&*store, now).await?;
+
+    let listener = TcpListener::bind(settings.listen).await.with_context(|| {
+        format!("can't listen on {}: stop what listens there, or pass another --listen", settings.listen)
+    })?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let url = url(&settings, address);
+    let credentials = authority
+        .credentials(&Identity::Operator, &settings.advertise, now, OPERATOR_LIFETIME)
+        .context("the operator's own certificate can't be made: check --advertise")?;
+    admin::prepare(&settings.data_dir.join("admin"), &authority, &url, now)?;
+
+    let shutdown = CancellationToken::new();
+    let cluster = Arc::new(Cluster::new(store, clock, authority, settings.timing, shutdown.clone()));
+    let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
+    let server = tokio::spawn(async move { serve::run(cluster, listener, &credentials).await });
+    tracing::info!(%address, url, version = env!("CARGO_PKG_VERSION"), "operator listens");
+    Ok(Operator { address, url, shutdown, server, control_loop })
+}
+
+fn make_private(folder: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("the data folder {} can't be made", folder.display()))
+}
+
+/// The first advertised address, else the one listened on, else this machine.
+fn url(settings: &Settings, address: SocketAddr) -> String {
+    let host = match settings.advertise.first() {
+        Some(host) if host.contains(':') && !host.starts_with('[') => format!("[{host}]"),
+        Some(host) => host.clone(),
+        None if address.ip().is_unspecified() => "127.0.0.1".to_owned(),
+        None if address.is_ipv6() => format!("[{}]", address.ip()),
+        None => address.ip().to_string(),
+    };
+    format!("https://{host}:{}", address.port())
+}

@@ -1,0 +1,66 @@
+//! The control API: one module per service of control.proto, and the TLS server that carries them.
+
+mod agents;
+mod enrollment;
+mod fleet;
+mod gateways;
+mod objects;
+mod report;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_control_api::agents_server::AgentsServer;
+use tandem_control_api::enrollment_server::EnrollmentServer;
+use tandem_control_api::fleet_server::FleetServer;
+use tandem_control_api::gateways_server::GatewaysServer;
+use tandem_control_api::objects_server::ObjectsServer;
+use tandem_pki::{ClientCertificates, Credentials};
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::cluster::Cluster;
+
+pub(crate) use report::ready;
+
+/// Largest request; above an object's limit, so that the store can say the size in its own words.
+const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
+/// A connection whose peer doesn't answer a ping for this long is dead.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Requests and streams that one connection may have open.
+const STREAMS: u32 = 128;
+
+/// Serves until the cluster's shutdown fires.
+pub(crate) async fn run(
+    cluster: Arc<Cluster>,
+    listener: TcpListener,
+    credentials: &Credentials,
+) -> Result<(), tonic::transport::Error> {
+    let shutdown = cluster.shutdown.clone();
+    Server::builder()
+        .tls_config(credentials.server_tls(ClientCertificates::Optional))?
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .max_concurrent_streams(STREAMS)
+        .add_service(
+            EnrollmentServer::new(enrollment::Enrollment::new(Arc::clone(&cluster)))
+                .max_decoding_message_size(enrollment::LARGEST_REQUEST),
+        )
+        .add_service(
+            AgentsServer::new(agents::Agents(Arc::clone(&cluster)))
+                .max_decoding_message_size(LARGEST_REQUEST),
+        )
+        .add_service(GatewaysServer::new(gateways::Gateways(Arc::clone(&cluster))))
+        .add_service(
+            ObjectsServer::new(objects::Objects(Arc::clone(&cluster)))
+                .max_decoding_message_size(LARGEST_REQUEST),
+        )
+        .add_service(FleetServer::new(fleet::Fleet(cluster)))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            shutdown.cancelled_owned(),
+        )
+        .await
+}

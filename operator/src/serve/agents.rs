@@ -1,0 +1,256 @@
+//! Hosts' agents: one session per host, reports up, the newest spec down; certificates for what a host runs.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use serde_json::{Value, json};
+use tandem_control_api::agent_message::Message as Up;
+use tandem_control_api::operator_message::Message as Down;
+use tandem_control_api::{
+    AgentMessage, Certificate, CertifyRequest, HostSpec, OperatorMessage, Protocol, Role, Welcome,
+    agents_server,
+};
+use tandem_pki::{HOST_LIFETIME, Identity, Name};
+use tandem_store::{API_VERSION, Key, Kind, Selector, StoreError, Watch, WatchEvent};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::report::Reporter;
+use crate::caller::{self, chain, refusal};
+use crate::cluster::Cluster;
+use crate::membership;
+use crate::sessions::Session;
+
+/// How long an agent may take to say Hello, and to take a message that waits for it.
+const STEP: Duration = Duration::from_secs(10);
+
+pub(super) struct Agents(pub(super) Arc<Cluster>);
+
+type Downstream = Pin<Box<dyn Stream<Item = Result<OperatorMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl agents_server::Agents for Agents {
+    type SessionStream = Downstream;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Downstream>, Status> {
+        let host = caller::host(&request)?;
+        let cluster = &self.0;
+        let mut upstream = request.into_inner();
+        let first = tokio::time::timeout(STEP, upstream.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the first message, Hello, did not come"))??;
+        let Some(Up::Hello(hello)) = first.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument("the first message has to be Hello"));
+        };
+        Protocol::agree(hello.protocol.as_ref()).map_err(Status::failed_precondition)?;
+        ensure_host(cluster, &host).await?;
+        let own = Selector { name: Some(host.to_string()), ..Selector::all(Kind::InferenceHost) };
+        let watch = cluster.store.watch(own.clone(), None).await.map_err(refusal)?;
+
+        let (session, downstream) = cluster.sessions.open(host.as_str(), hello.highest_term);
+        let interval = u32::try_from(cluster.timing.report_interval.as_millis()).unwrap_or(u32::MAX);
+        let welcome = Welcome { protocol: Some(Protocol::own(&[])), report_interval_ms: interval };
+        let welcome = OperatorMessage { message: Some(Down::Welcome(welcome)) };
+        session.outbox.try_send(Ok(welcome)).expect("an empty outbox has room");
+        tracing::info!(%host, session = session.number, highest_term = hello.highest_term, "host connected");
+        cluster.wake.notify_one();
+
+        let conversation =
+            Conversation { cluster: Arc::clone(cluster), host, session, upstream, watch, own, sent: None };
+        tokio::spawn(conversation.run());
+        Ok(Response::new(Box::pin(ReceiverStream::new(downstream))))
+    }
+
+    async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
+        let host = caller::host(&request)?;
+        let cluster = &self.0;
+        let request = request.into_inner();
+        let bad_name = |error: tandem_pki::BadName| Status::invalid_argument(error.to_string());
+        let identity = match request.role() {
+            Role::Host if request.name == host.as_str() => Identity::Host(host.clone()),
+            Role::Host => {
+                return Err(Status::permission_denied(format!(
+                    "the certificate is of host {host}: it can't be renewed for {}",
+                    request.name
+                )));
+            }
+            Role::Worker => Identity::worker(host.as_str(), &request.name).map_err(bad_name)?,
+            // A host's own gateway has the host's name, so that no host can speak for another's.
+            Role::Gateway if request.name == host.as_str() => {
+                Identity::gateway(&request.name).map_err(bad_name)?
+            }
+            Role::Gateway => {
+                return Err(Status::permission_denied(format!(
+                    "a gateway that host {host} runs is called {host}, not {}",
+                    request.name
+                )));
+            }
+            Role::Admin | Role::Unspecified => {
+                return Err(Status::permission_denied(
+                    "a host gets certificates for itself, its workers and its gateway",
+                ));
+            }
+        };
+        let issued = cluster
+            .authority
+            .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
+            .map_err(|error| Status::invalid_argument(chain(&error)))?;
+        if request.role() == Role::Host {
+            membership::remember(
+                &*cluster.store,
+                &identity,
+                &issued.serial,
+                issued.not_after,
+                false,
+                cluster.now(),
+            )
+            .await
+            .map_err(refusal)?;
+        }
+        tracing::info!(%host, %identity, serial = issued.serial, "certified");
+        Ok(Response::new(Certificate {
+            certificate_pem: issued.certificate_pem,
+            ca_pem: issued.ca_pem,
+            not_after: issued.not_after,
+        }))
+    }
+}
+
+/// A host exists from its first session on.
+async fn ensure_host(cluster: &Cluster, host: &Name) -> Result<(), Status> {
+    let store = &cluster.store;
+    if store.get(&Key::host(host.as_str())).await.map_err(refusal)?.is_some() {
+        return Ok(());
+    }
+    let object = json!({
+        "apiVersion": API_VERSION, "kind": "InferenceHost", "metadata": {"name": host.as_str()}, "spec": {}
+    });
+    match store.create(object, crate::MANAGER).await {
+        Ok(_) | Err(StoreError::AlreadyExists(_)) => Ok(()),
+        Err(error) => Err(refusal(error)),
+    }
+}
+
+/// One session, from Hello on.
+struct Conversation {
+    cluster: Arc<Cluster>,
+    host: Name,
+    session: Session,
+    upstream: Streaming<AgentMessage>,
+    watch: Watch,
+    own: Selector,
+    /// The spec that the host was told last.
+    sent: Option<Value>,
+}
+
+impl Conversation {
+    async fn run(mut self) {
+        let why = self.converse().await;
+        self.cluster.sessions.close(self.host.as_str(), self.session.number);
+        self.cluster.logs.host_gone(self.host.as_str());
+        tracing::info!(host = %self.host, session = self.session.number, why = %why, "host's session ended");
+        if let Ending::Tell(status) = why {
+            // Whoever does not take it within the step's time is gone anyway.
+            drop(tokio::time::timeout(STEP, self.session.outbox.send(Err(status))).await);
+        }
+    }
+
+    async fn converse(&mut self) -> Ending {
+        let mut reporter = Reporter::new(Arc::clone(&self.cluster), self.host.clone());
+        let shutdown = self.cluster.shutdown.clone();
+        loop {
+            tokio::select! {
+                () = self.session.replaced.cancelled() => {
+                    return Ending::Tell(Status::aborted("this host has opened a newer session: two agents may run under one name"));
+                }
+                () = shutdown.cancelled() => {
+                    return Ending::Tell(Status::unavailable("this operator is ending"));
+                }
+                message = self.upstream.message() => match message {
+                    Ok(Some(AgentMessage { message: Some(message) })) => {
+                        self.cluster.sessions.hear(self.host.as_str(), self.cluster.clock.elapsed(), self.cluster.now());
+                        match message {
+                            Up::Report(report) => reporter.take(&report.status_json).await,
+                            Up::Log(chunk) => {
+                                let request = chunk.request.clone();
+                                if !self.cluster.logs.pass(self.host.as_str(), chunk) {
+                                    self.cluster.sessions.tell(self.host.as_str(), Down::EndLogs(request));
+                                }
+                            }
+                            Up::Hello(_) => return Ending::Tell(Status::invalid_argument("Hello came twice")),
+                        }
+                    }
+                    // A message of a kind that this release doesn't know.
+                    Ok(Some(AgentMessage { message: None })) => {}
+                    Ok(None) => return Ending::Gone("the agent closed it".to_owned()),
+                    Err(status) => return Ending::Gone(status.message().to_owned()),
+                },
+                event = self.watch.next() => {
+                    if let Err(ending) = self.object_changed(event).await {
+                        return ending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes the newest spec on, if it is another.
+    async fn object_changed(&mut self, event: Option<Result<WatchEvent, StoreError>>) -> Result<(), Ending> {
+        let object = match event {
+            Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => object,
+            Some(Ok(WatchEvent::Bookmark(_))) => return Ok(()),
+            Some(Ok(WatchEvent::Deleted(_))) => {
+                return Err(Ending::Tell(Status::aborted(
+                    "this host was deleted: connect again to be a new one",
+                )));
+            }
+            Some(Err(StoreError::Expired { .. })) => {
+                self.watch = self
+                    .cluster
+                    .store
+                    .watch(self.own.clone(), None)
+                    .await
+                    .map_err(|error| Ending::Tell(refusal(error)))?;
+                return Ok(());
+            }
+            Some(Err(error)) => return Err(Ending::Tell(refusal(error))),
+            None => return Err(Ending::Tell(Status::unavailable("this operator's store was closed"))),
+        };
+        // Term 0: no leader has spoken to this host yet, and an empty spec is not a word of one.
+        let spoken = object.spec()["term"].as_u64().is_some_and(|term| term > 0);
+        if !spoken || self.sent.as_ref() == Some(object.spec()) {
+            return Ok(());
+        }
+        let spec = HostSpec { spec_json: object.spec().to_string() };
+        let message = OperatorMessage { message: Some(Down::Spec(spec)) };
+        match tokio::time::timeout(STEP, self.session.outbox.send(Ok(message))).await {
+            Ok(Ok(())) => {
+                self.sent = Some(object.spec().clone());
+                Ok(())
+            }
+            Ok(Err(_)) => Err(Ending::Gone("the agent stopped listening".to_owned())),
+            Err(_) => Err(Ending::Gone("the agent takes no messages".to_owned())),
+        }
+    }
+}
+
+enum Ending {
+    /// The agent is told why.
+    Tell(Status),
+    /// There is nobody to tell.
+    Gone(String),
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tell(status) => f.write_str(status.message()),
+            Self::Gone(why) => f.write_str(why),
+        }
+    }
+}

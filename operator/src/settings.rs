@@ -1,0 +1,43 @@
+//! What an operator is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where an operator keeps its data and where it answers.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Folder of the store and of the first admin's credentials.
+    pub data_dir: PathBuf,
+    /// Address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// IP addresses and DNS names at which agents, gateways and people reach this operator. The first one is written into the
+    /// admin's configuration.
+    pub advertise: Vec<String>,
+    /// How patient it is.
+    pub timing: Timing,
+}
+
+/// How patient an operator is.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Agents report at least this often.
+    pub report_interval: Duration,
+    /// A host silent for longer is unknown.
+    pub silent_after: Duration,
+    /// How long hosts may take to report after this operator started, before their silence counts.
+    pub boot_grace: Duration,
+    /// How long a lease on leading holds without renewal.
+    pub lease: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            report_interval: Duration::from_secs(1),
+            silent_after: Duration::from_secs(5),
+            boot_grace: Duration::from_secs(30),
+            lease: Duration::from_secs(10),
+        }
+    }
+}

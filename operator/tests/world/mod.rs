@@ -1,0 +1,299 @@
+//! A listening operator, and hosts, gateways and people that speak to it over real TLS.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tandem_control_api::agents_client::AgentsClient;
+use tandem_control_api::fleet_client::FleetClient;
+use tandem_control_api::gateways_client::GatewaysClient;
+use tandem_control_api::objects_client::ObjectsClient;
+use tandem_control_api::operator_message::Message as Down;
+use tandem_control_api::{
+    AgentHello, AgentMessage, ApplyRequest, HostReport, JoinTokenRequest, ListRequest, ObjectRef,
+    OperatorMessage, Protocol, Role, RouteTable, RoutesRequest, agent_message,
+};
+use tandem_operator::{Operator, Settings, Timing};
+use tandem_pki::{Credentials, EnrollError, Enrollment, Identity};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+/// Longest wait for anything that has to happen.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// Impatient, so that silence is soon noticed.
+pub(crate) fn impatient() -> Timing {
+    Timing {
+        report_interval: Duration::from_millis(50),
+        silent_after: Duration::from_millis(400),
+        boot_grace: Duration::from_millis(1500),
+        lease: Duration::from_secs(2),
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) url: String,
+    pub(crate) admin: Credentials,
+    operator: Option<Operator>,
+    timing: Timing,
+    address: SocketAddr,
+}
+
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(SOON, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited in vain: {what}"),
+    }
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(impatient()).await
+    }
+
+    pub(crate) async fn start_with(timing: Timing) -> Self {
+        tandem_pki::install_tls_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let operator = tandem_operator::start(settings(dir.path(), 0, timing)).await.unwrap();
+        let admin = Credentials::load(&dir.path().join("operator/admin")).unwrap();
+        let url = operator.url().to_owned();
+        Self { dir, url, admin, address: operator.address(), operator: Some(operator), timing }
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        let operator = self.operator.take().unwrap();
+        operator.shutdown_handle().cancel();
+        within("the operator ends", operator.ended()).await.unwrap();
+    }
+
+    pub(crate) async fn start_again(&mut self) {
+        let settings = settings(self.dir.path(), self.address.port(), self.timing);
+        self.operator = Some(tandem_operator::start(settings).await.unwrap());
+    }
+
+    pub(crate) fn channel(&self, credentials: &Credentials) -> Channel {
+        channel(&self.url, credentials)
+    }
+
+    pub(crate) fn objects(&self) -> ObjectsClient<Channel> {
+        ObjectsClient::new(self.channel(&self.admin))
+    }
+
+    pub(crate) fn fleet(&self) -> FleetClient<Channel> {
+        FleetClient::new(self.channel(&self.admin))
+    }
+
+    pub(crate) async fn token(&self, role: Role, name: &str) -> String {
+        let request = JoinTokenRequest { role: role.into(), name: name.into(), ttl_seconds: 0 };
+        self.fleet().create_join_token(request).await.unwrap().into_inner().token
+    }
+
+    pub(crate) async fn join_with(
+        &self,
+        token: &str,
+        role: Role,
+        name: &str,
+    ) -> Result<Credentials, EnrollError> {
+        let enrollment = Enrollment {
+            operator: self.url.clone(),
+            token: token.parse().unwrap(),
+            role,
+            name: name.into(),
+            addresses: vec!["127.0.0.1".into()],
+        };
+        within("an answer to a join", tandem_pki::join(&enrollment)).await
+    }
+
+    pub(crate) async fn join(&self, role: Role, name: &str) -> Credentials {
+        let token = self.token(role, name).await;
+        self.join_with(&token, role, name).await.unwrap()
+    }
+
+    pub(crate) async fn host(&self, name: &str) -> Host {
+        let credentials = self.join(Role::Host, name).await;
+        self.connect(name, credentials, 0).await
+    }
+
+    pub(crate) async fn connect(&self, name: &str, credentials: Credentials, term: u64) -> Host {
+        Host::connect(&self.url, name, credentials, term).await.unwrap()
+    }
+
+    pub(crate) async fn gateway(&self, name: &str) -> Gateway {
+        let credentials = self.join(Role::Gateway, name).await;
+        let request =
+            RoutesRequest { protocol: Some(Protocol::own(&[])), url: format!("http://{name}:8080") };
+        let tables =
+            GatewaysClient::new(self.channel(&credentials)).routes(request).await.unwrap().into_inner();
+        Gateway { credentials, tables }
+    }
+
+    pub(crate) async fn apply(&self, manifest: Value) -> Result<Value, Status> {
+        let request = ApplyRequest { manifest_json: manifest.to_string(), ..ApplyRequest::default() };
+        let answer = self.objects().apply(request).await?.into_inner();
+        Ok(serde_json::from_str(&answer.json).unwrap())
+    }
+
+    pub(crate) async fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let request = ObjectRef { kind: kind.into(), namespace: namespace.into(), name: name.into() };
+        match self.objects().get(request).await {
+            Ok(answer) => Some(serde_json::from_str(&answer.into_inner().json).unwrap()),
+            Err(status) if status.code() == Code::NotFound => None,
+            Err(status) => panic!("{status}"),
+        }
+    }
+
+    /// Waits until an object is as wanted, and gives it back.
+    pub(crate) async fn until(
+        &self,
+        kind: &str,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let request = ListRequest { kind: kind.into(), namespace: String::new(), name: name.into() };
+        let mut watch = self.objects().watch(request).await.unwrap().into_inner();
+        let mut last = Value::Null;
+        let found = tokio::time::timeout(SOON, async {
+            loop {
+                let event = watch.message().await.unwrap().expect("the watch goes on");
+                if !event.json.is_empty() {
+                    last = serde_json::from_str(&event.json).unwrap();
+                    if wanted(&last) {
+                        return;
+                    }
+                }
+            }
+        })
+        .await;
+        assert!(found.is_ok(), "waited in vain: {what}; last seen: {last:#}");
+        last
+    }
+}
+
+pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
+    Settings {
+        data_dir: dir.join("operator"),
+        listen: SocketAddr::from(([127, 0, 0, 1], port)),
+        advertise: Vec::new(),
+        timing,
+    }
+}
+
+pub(crate) fn channel(url: &str, credentials: &Credentials) -> Channel {
+    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    endpoint
+        .tls_config(credentials.client_tls(&Identity::Operator))
+        .unwrap()
+        .connect_timeout(SOON)
+        .connect_lazy()
+}
+
+/// An agent without a machine.
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) credentials: Credentials,
+    pub(crate) up: mpsc::Sender<AgentMessage>,
+    pub(crate) down: Streaming<OperatorMessage>,
+}
+
+impl Host {
+    pub(crate) async fn connect(
+        url: &str,
+        name: &str,
+        credentials: Credentials,
+        term: u64,
+    ) -> Result<Self, Status> {
+        let (up, stream) = mpsc::channel(16);
+        let hello = AgentHello { protocol: Some(Protocol::own(&[])), highest_term: term };
+        up.send(AgentMessage { message: Some(agent_message::Message::Hello(hello)) }).await.unwrap();
+        let mut client = AgentsClient::new(channel(url, &credentials));
+        let answer = within("an answer to Hello", client.session(ReceiverStream::new(stream))).await?;
+        let mut host = Self { name: name.into(), credentials, up, down: answer.into_inner() };
+        assert!(matches!(host.next().await?, Some(Down::Welcome(_))), "the first word is Welcome");
+        Ok(host)
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Option<Down>, Status> {
+        let message = within("a word from the operator", self.down.message()).await?;
+        Ok(message.and_then(|message| message.message))
+    }
+
+    pub(crate) async fn report(&self, status: &Value) {
+        let report = HostReport { status_json: status.to_string() };
+        let message = AgentMessage { message: Some(agent_message::Message::Report(report)) };
+        self.up.send(message).await.expect("the session is open");
+    }
+
+    /// The next spec that is as wanted.
+    pub(crate) async fn spec(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        within(what, async {
+            loop {
+                if let Some(Down::Spec(spec)) = self.next().await.unwrap() {
+                    let spec: Value = serde_json::from_str(&spec.spec_json).unwrap();
+                    if wanted(&spec) {
+                        return spec;
+                    }
+                }
+            }
+        })
+        .await
+    }
+}
+
+pub(crate) struct Gateway {
+    pub(crate) credentials: Credentials,
+    pub(crate) tables: Streaming<RouteTable>,
+}
+
+impl Gateway {
+    pub(crate) async fn table(&mut self, what: &str, wanted: impl Fn(&RouteTable) -> bool) -> RouteTable {
+        within(what, async {
+            loop {
+                let table = self.tables.message().await.unwrap().expect("the routes go on");
+                if wanted(&table) {
+                    return table;
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// A report of a host with a processor and this much memory for workloads.
+pub(crate) fn report(memory: u64) -> Value {
+    json!({
+        "agentVersion": "0.1.0",
+        "address": "127.0.0.1",
+        "devices": [{"id": "cpu", "kind": "CPU", "name": "test", "memoryBytes": memory, "availableBytes": memory}],
+        "workloads": [],
+    })
+}
+
+/// A report of a host that does what its spec says, at once.
+pub(crate) fn obedient(spec: &Value, memory: u64) -> Value {
+    let mut status = report(memory);
+    let workloads = spec["workloads"].as_array().into_iter().flatten();
+    status["workloads"] = workloads
+        .map(|workload| {
+            let id = workload["id"].as_str().unwrap();
+            json!({
+                "id": id,
+                "epoch": workload["epoch"],
+                "state": "Ready",
+                "endpoint": "127.0.0.1:9",
+                "serverName": format!("{id}.worker"),
+                "numericsId": "test",
+                "restarts": 0,
+            })
+        })
+        .collect();
+    status["observedGeneration"] = spec["generation"].clone();
+    status["observedTerm"] = spec["term"].clone();
+    status
+}

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::ggml_type::PartialBlock;
+use crate::ggml_type::RowError;
 
 /// Why a header could not be read.
 ///
@@ -165,7 +165,7 @@ pub enum GgufError {
         /// The tensor.
         name: String,
         /// How.
-        source: PartialBlock,
+        source: RowError,
     },
     /// A tensor whose size doesn't fit in 64 bits.
     #[error("the size of the tensor `{name}` does not fit in 64 bits")]

@@ -4,14 +4,25 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// A row that is not a whole number of a type's blocks.
+/// Why a row has no size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a row of {elements} elements is not a whole number of {ty} blocks of {}", ty.block_len())]
-pub struct PartialBlock {
-    /// The type whose block doesn't divide the row.
-    pub ty: GgmlType,
-    /// The length of the row.
-    pub elements: u64,
+pub enum RowError {
+    /// The type's blocks don't divide the row.
+    #[error("a row of {elements} elements is not a whole number of {ty} blocks of {}", ty.block_len())]
+    PartialBlock {
+        /// The type.
+        ty: GgmlType,
+        /// The length of the row.
+        elements: u64,
+    },
+    /// The row's bytes don't fit in 64 bits.
+    #[error("a row of {elements} elements of {ty} takes more bytes than fit in 64 bits")]
+    TooLong {
+        /// The type.
+        ty: GgmlType,
+        /// The length of the row.
+        elements: u64,
+    },
 }
 
 macro_rules! ggml_types {
@@ -149,13 +160,13 @@ impl GgmlType {
     ///
     /// # Errors
     /// When the row is not a whole number of blocks, or its bytes don't fit in 64 bits.
-    pub const fn row_bytes(self, elements: u64) -> Result<u64, PartialBlock> {
+    pub const fn row_bytes(self, elements: u64) -> Result<u64, RowError> {
         if !elements.is_multiple_of(self.block_len()) {
-            return Err(PartialBlock { ty: self, elements });
+            return Err(RowError::PartialBlock { ty: self, elements });
         }
         match (elements / self.block_len()).checked_mul(self.block_bytes()) {
             Some(bytes) => Ok(bytes),
-            None => Err(PartialBlock { ty: self, elements }),
+            None => Err(RowError::TooLong { ty: self, elements }),
         }
     }
 
@@ -204,7 +215,7 @@ mod tests {
         assert_eq!(GgmlType::F32.row_bytes(0), Ok(0));
         let partial = GgmlType::Q8_0.row_bytes(33).unwrap_err();
         assert_eq!(partial.to_string(), "a row of 33 elements is not a whole number of Q8_0 blocks of 32");
-        assert!(GgmlType::F64.row_bytes(u64::MAX).is_err());
+        assert!(matches!(GgmlType::F64.row_bytes(u64::MAX), Err(RowError::TooLong { .. })));
     }
 
     #[test]

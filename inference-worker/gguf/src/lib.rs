@@ -31,7 +31,7 @@ mod value;
 mod writer;
 
 pub use error::GgufError;
-pub use ggml_type::{GgmlType, PartialBlock};
+pub use ggml_type::{GgmlType, RowError};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS};
 pub use metadata::{FromValue, Metadata, MetadataError};
 pub use shards::{MAX_SHARDS, ShardError, ShardSet, shard_names};

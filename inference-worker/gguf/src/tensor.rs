@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::cursor::Cursor;
 use crate::error::GgufError;
-use crate::ggml_type::GgmlType;
+use crate::ggml_type::{GgmlType, RowError};
 
 /// The longest tensor name, as the format says.
 pub(crate) const MAX_NAME_BYTES: u64 = 64;
@@ -115,7 +115,9 @@ impl RawTensor {
 pub(crate) fn size(name: &str, dims: [u64; MAX_RANK], ty: GgmlType) -> Result<u64, GgufError> {
     let too_large = || GgufError::TensorTooLarge { name: name.to_owned() };
     dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim)).ok_or_else(too_large)?;
-    let row =
-        ty.row_bytes(dims[0]).map_err(|source| GgufError::PartialRow { name: name.to_owned(), source })?;
+    let row = ty.row_bytes(dims[0]).map_err(|source| match source {
+        RowError::PartialBlock { .. } => GgufError::PartialRow { name: name.to_owned(), source },
+        RowError::TooLong { .. } => too_large(),
+    })?;
     dims[1..].iter().try_fold(row, |product, &dim| product.checked_mul(dim)).ok_or_else(too_large)
 }

@@ -129,13 +129,7 @@ impl Vitals {
         if self.unreachable {
             return Standing::Convicted(Evidence::Unreachable);
         }
-        let Some(last) = self.last else {
-            return if self.silent >= self.bounds.convict {
-                Standing::Convicted(Evidence::NeverSeen)
-            } else {
-                Standing::Suspected(Evidence::NeverSeen)
-            };
-        };
+        let Some(last) = self.last else { return Standing::Convicted(Evidence::NeverSeen) };
         if self.silent >= self.bounds.convict {
             Standing::Convicted(Evidence::Silent)
         } else if matches!(last.state, State::Loading | State::Failed | State::Unspecified) {

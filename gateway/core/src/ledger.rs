@@ -319,3 +319,6 @@ impl Ledger {
         Verdict::Cancel(fault)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,12 @@
 //! Nothing here knows a socket, a clock or randomness. Time comes in as the time since the observer started.
 
 pub mod choose;
+pub mod conduct;
 mod event;
 pub mod fold;
 pub mod health;
 pub mod ledger;
+#[cfg(test)]
+mod script;
 
 pub use event::{Alternative, Event, FinishReason, Prompt, Refusal, Rejection, Seam, Token};

@@ -3,9 +3,15 @@
 
 mod attempts;
 mod decoding;
+pub mod loading;
+pub mod model_text;
+pub mod replica;
 mod request;
 #[cfg(any(test, feature = "scripted"))]
 pub mod scripted;
+pub mod serve;
 pub mod service;
+pub mod standalone;
 pub mod text;
+pub mod tokenize;
 pub mod worker;

@@ -44,9 +44,9 @@ pub(crate) fn parse(
     };
     let plain = |ids| ChatTokens { ids, opens_thinking: false };
     let prompt = match &request.prompt {
-        Some(Prompt::Chat(chat)) => {
-            text.encode_chat(chat).map_err(|BadPrompt { message, param }| invalid(message, param))?
-        }
+        Some(Prompt::Chat(chat)) => text
+            .encode_chat(chat, request.asked_at)
+            .map_err(|BadPrompt { message, param }| invalid(message, param))?,
         Some(Prompt::Text(prompt)) => plain(text.encode(prompt)),
         Some(Prompt::Ids(ids)) => plain(ids.ids.clone()),
         None => return Err(invalid("the request has no prompt".to_owned(), "prompt")),

@@ -41,7 +41,7 @@ impl Text for ScriptedText {
     }
 
     /// The conversation's JSON stands for itself.
-    fn encode_chat(&self, chat: &ChatPrompt) -> Result<ChatTokens, BadPrompt> {
+    fn encode_chat(&self, chat: &ChatPrompt, _: u64) -> Result<ChatTokens, BadPrompt> {
         if !chat.messages_json.starts_with('[') {
             let message = "messages is not an array".to_owned();
             return Err(BadPrompt { message, param: "messages" });

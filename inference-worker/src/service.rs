@@ -115,8 +115,8 @@ impl WorkerRpc for Service {
                 _ = phase.changed() => {}
             }
             let report = worker.health();
-            let failed = matches!(*phase.borrow_and_update(), Phase::Failed(_));
-            Some((Ok(report), (!failed).then_some((worker, ticks, phase))))
+            let over = matches!(*phase.borrow_and_update(), Phase::Failed(_) | Phase::Stopped);
+            Some((Ok(report), (!over).then_some((worker, ticks, phase))))
         });
         Ok(Response::new(reports.boxed()))
     }

@@ -35,12 +35,14 @@ pub trait Text: Send + Sync + 'static {
     /// The ids of plain text, with what the model wants before any prompt.
     fn encode(&self, text: &str) -> Vec<u32>;
 
-    /// The ids of a conversation, rendered by the model's template.
+    /// The ids of a conversation, rendered by the model's template, which is told that the client asked at `asked_at`,
+    /// in seconds since 1970.
     ///
     /// # Errors
     /// When the messages are not what the template expects.
-    fn encode_chat(&self, chat: &ChatPrompt) -> Result<ChatTokens, BadPrompt>;
+    fn encode_chat(&self, chat: &ChatPrompt, asked_at: u64) -> Result<ChatTokens, BadPrompt>;
 
-    /// What a token adds to the text: empty for control tokens and unknown ids.
+    /// What a token adds to the text: empty for unknown ids and for control tokens other than markers of thoughts and
+    /// tool calls.
     fn bytes(&self, id: u32) -> Vec<u8>;
 }

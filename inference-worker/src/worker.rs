@@ -10,7 +10,7 @@ use tandem_engine::decode::DecodeModel;
 use tandem_engine::scheduler::{Limits, Scheduler, Unusable};
 use tandem_worker_api::{
     AttemptId, GenerateEvent, GenerateRequest, HealthReport, LoadProgress, Rejected, SamplingDefaults,
-    generate_event, health_report::State, rejected::Code,
+    WorkerSpec, generate_event, health_report::State, rejected::Code,
 };
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
@@ -22,7 +22,7 @@ use crate::text::Text;
 
 /// Rows of prompts in a step: long enough to be worth the weights that are read for it, short enough that those who
 /// decode do not wait long.
-const PREFILL_ROWS: usize = 128;
+pub(crate) const PREFILL_ROWS: usize = 128;
 /// Jobs that wait, for each one that can run.
 const WAITING_PER_ACTIVE: usize = 4;
 
@@ -41,6 +41,23 @@ pub struct Settings {
     pub max_sequences: usize,
     /// How long an attempt goes on when nobody listens to it.
     pub grace: Duration,
+}
+
+impl Settings {
+    /// As an agent's spec says.
+    #[must_use]
+    pub fn of(spec: &WorkerSpec, grace: Duration) -> Self {
+        let namespace = spec.deployment.split_once('/').map(|(namespace, _)| namespace);
+        let long_name = namespace.map(|namespace| format!("{namespace}/{}", spec.model));
+        Self {
+            models: std::iter::once(spec.model.clone()).chain(long_name).collect(),
+            workload: spec.workload.clone(),
+            epoch: spec.epoch,
+            sampling: spec.sampling,
+            max_sequences: spec.max_sequences.get() as usize,
+            grace,
+        }
+    }
 }
 
 /// A model that is ready to compute.
@@ -81,6 +98,8 @@ pub enum Phase {
     Draining,
     /// It computes nothing any more; why.
     Failed(String),
+    /// The process is about to end.
+    Stopped,
 }
 
 /// Bytes of weights, for whoever waits.
@@ -250,7 +269,7 @@ impl Worker {
             Phase::Loading => {
                 return Err(rejected(Code::Loading, "the weights are still being loaded; try again soon"));
             }
-            Phase::Draining => {
+            Phase::Draining | Phase::Stopped => {
                 return Err(rejected(Code::Draining, "this worker is draining; try another replica"));
             }
             Phase::Failed(why) => {
@@ -337,9 +356,9 @@ impl Worker {
                 *phase = Phase::Draining;
                 true
             }
-            Phase::Draining | Phase::Failed(_) => false,
+            Phase::Draining | Phase::Failed(_) | Phase::Stopped => false,
         }) && self.ready.get().is_none();
-        if was_loading || matches!(*self.phase.borrow(), Phase::Failed(_)) {
+        if was_loading || matches!(*self.phase.borrow(), Phase::Failed(_) | Phase::Stopped) {
             return Ok(0);
         }
         let ended = |_| NotServed::Unavailable(NotTaken::Ended.to_string());
@@ -356,6 +375,11 @@ impl Worker {
         moved.await.map(|moved| moved as u32).map_err(ended)
     }
 
+    /// Ends health reports, which go on for ever otherwise.
+    pub fn stop(&self) {
+        self.phase.send_replace(Phase::Stopped);
+    }
+
     fn tell(&self, command: Command) -> Result<(), NotServed> {
         self.decoder.send(command).map_err(|error| NotServed::Unavailable(error.to_string()))
     }
@@ -367,7 +391,7 @@ impl Worker {
         let (state, message) = match &*self.phase.borrow() {
             Phase::Loading => (State::Loading, String::new()),
             Phase::Ready => (State::Ready, String::new()),
-            Phase::Draining => (State::Draining, String::new()),
+            Phase::Draining | Phase::Stopped => (State::Draining, String::new()),
             Phase::Failed(why) => (State::Failed, why.clone()),
         };
         HealthReport {

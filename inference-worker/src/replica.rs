@@ -1,0 +1,270 @@
+//! A worker under an agent: told by a spec what to serve, heard on its own mTLS port, ended by a signal.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tandem_pki::{ClientCertificates, Credentials, CredentialsError};
+use tandem_worker_api::{SpecError, WorkerEndpoint, WorkerExit, WorkerSpec};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::loading::{LoadError, Opened, Purpose, verify, weights_digest};
+use crate::service::{Callers, service};
+use crate::worker::{Ended, Settings, Worker, WorkerFailure};
+
+/// A connection is given up when its other end answers nothing for twice this.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Streams that are over have this long to be read to their end when the process ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Streams on one connection.
+const MAX_STREAMS: u32 = 4096;
+
+/// Arguments of `inference-worker replica`.
+#[derive(Debug, Args)]
+pub struct ReplicaArgs {
+    /// JSON file that says what to serve and where to listen
+    #[arg(long, value_name = "FILE")]
+    pub spec: PathBuf,
+    /// Drain at once and end when standard input ends: whoever started this has died
+    #[arg(long)]
+    pub exit_with_stdin: bool,
+    /// Believe the spec's sha256 instead of hashing the weights again
+    #[arg(long)]
+    pub trust_digest: bool,
+    /// How long attempts may go on after SIGTERM, before they are told to continue elsewhere
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub drain_seconds: u64,
+    /// How long an attempt goes on when nobody listens to it
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub grace_seconds: u64,
+}
+
+/// Why a replica ended otherwise than it was told.
+#[derive(Debug, Error)]
+pub enum ReplicaError {
+    /// The spec's file.
+    #[error("the spec {path} can't be read")]
+    SpecFile {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The spec.
+    #[error("the spec can't be used")]
+    Spec(#[from] SpecError),
+    /// Who it is.
+    #[error("the credentials can't be used")]
+    Credentials(#[from] CredentialsError),
+    /// Where it listens.
+    #[error("can't listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// How others find it.
+    #[error("the endpoint file {path} can't be written")]
+    EndpointFile {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The server.
+    #[error("the server can't go on")]
+    Server(#[from] tonic::transport::Error),
+    /// The system.
+    #[error("the process can't be set up")]
+    Process(#[source] io::Error),
+    /// What it computes.
+    #[error(transparent)]
+    Worker(#[from] WorkerFailure<LoadError>),
+}
+
+impl ReplicaError {
+    /// The exit code's meaning.
+    #[must_use]
+    pub fn exit(&self) -> WorkerExit {
+        match self {
+            Self::SpecFile { .. } | Self::Spec(_) => WorkerExit::BadSpec,
+            Self::Worker(WorkerFailure::Load(error)) => error.exit(),
+            Self::Worker(WorkerFailure::Unusable(_)) => WorkerExit::BadSpec,
+            Self::Worker(WorkerFailure::Decode(_)) => WorkerExit::Crashed,
+            Self::Credentials(_)
+            | Self::Listen { .. }
+            | Self::EndpointFile { .. }
+            | Self::Server(_)
+            | Self::Process(_)
+            | Self::Worker(WorkerFailure::Thread(_)) => WorkerExit::Failed,
+        }
+    }
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When it can't start, or can't go on.
+pub async fn run(args: &ReplicaArgs) -> Result<(), ReplicaError> {
+    let json =
+        fs::read(&args.spec).map_err(|source| ReplicaError::SpecFile { path: args.spec.clone(), source })?;
+    let spec = WorkerSpec::parse(&json)?;
+    let settings = Settings::of(&spec, Duration::from_secs(args.grace_seconds));
+    let trust = args.trust_digest;
+    let (weights, purpose) = (spec.files.clone(), purpose(&spec));
+    let port = Port::open(&spec.credentials_dir, spec.listen).await?;
+    let (worker, ended) = Worker::start(settings, move |load| {
+        let digest = if trust { weights_digest(&weights) } else { verify(&weights, load)? };
+        let paths: Vec<PathBuf> = weights.into_iter().map(|file| file.path).collect();
+        Opened::files(&paths, &digest, &purpose)?.load(load)
+    })?;
+    let stdin = args.exit_with_stdin.then(end_of_stdin).transpose().map_err(ReplicaError::Process)?;
+    port.serve(worker, ended, &spec.endpoint_file, Duration::from_secs(args.drain_seconds), stdin).await
+}
+
+/// A bound port with credentials, on which a worker is about to answer.
+pub struct Port {
+    listener: TcpListener,
+    address: SocketAddr,
+    credentials: Credentials,
+}
+
+impl Port {
+    /// Binds.
+    ///
+    /// # Errors
+    /// When the credentials or the address can't be used.
+    pub async fn open(credentials_dir: &Path, address: SocketAddr) -> Result<Self, ReplicaError> {
+        let credentials = Credentials::load(credentials_dir)?;
+        let listen = |source| ReplicaError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        Ok(Self { listener, address, credentials })
+    }
+
+    /// Answers for `worker` until a signal, the end of `stdin` or the worker's own end.
+    ///
+    /// # Errors
+    /// When the worker or the server can't go on.
+    pub async fn serve(
+        self,
+        worker: Arc<Worker>,
+        ended: Ended<LoadError>,
+        endpoint_file: &Path,
+        drain: Duration,
+        stdin: Option<oneshot::Receiver<()>>,
+    ) -> Result<(), ReplicaError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(ReplicaError::Process)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = Server::builder()
+            .tls_config(self.credentials.server_tls(ClientCertificates::Required))?
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .max_concurrent_streams(MAX_STREAMS)
+            .add_service(service(worker.clone(), Callers::Certified))
+            .serve_with_incoming_shutdown(TcpIncoming::from(self.listener).with_nodelay(Some(true)), async {
+                drop(stopped.await)
+            });
+        let mut server = tokio::spawn(server);
+        write_endpoint(endpoint_file, self.address)
+            .map_err(|source| ReplicaError::EndpointFile { path: endpoint_file.to_owned(), source })?;
+        tracing::info!(address = %self.address, "listening");
+
+        let mut phase = worker.phase();
+        let log_phases = async {
+            loop {
+                tracing::info!(phase = ?*phase.borrow_and_update(), "worker");
+                if phase.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let stdin = async {
+            match stdin {
+                Some(end) => drop(end.await),
+                None => std::future::pending().await,
+            }
+        };
+        let result = tokio::select! {
+            ended = ended => ended.unwrap_or(Ok(())).map_err(ReplicaError::from),
+            () = stdin => {
+                tracing::warn!("standard input has ended; draining at once");
+                drain_for(&worker, Duration::ZERO).await;
+                Ok(())
+            }
+            _ = terminate.recv() => {
+                tracing::info!(?drain, "told to end; draining");
+                drain_for(&worker, drain).await;
+                Ok(())
+            }
+            _ = tokio::signal::ctrl_c() => {
+                drain_for(&worker, Duration::ZERO).await;
+                Ok(())
+            }
+            served = &mut server => match served {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(error.into()),
+                Err(join) => Err(ReplicaError::Process(io::Error::other(join))),
+            },
+            () = log_phases => Ok(()),
+        };
+        worker.stop();
+        drop(stop);
+        if !server.is_finished() && tokio::time::timeout(LAST_WORDS, server).await.is_err() {
+            tracing::info!("some connections were still open at the end");
+        }
+        result
+    }
+}
+
+async fn drain_for(worker: &Worker, deadline: Duration) {
+    match worker.drain(deadline).await {
+        Ok(moved) => tracing::info!(moved, "drained"),
+        Err(error) => tracing::warn!(%error, "could not drain"),
+    }
+}
+
+fn purpose(spec: &WorkerSpec) -> Purpose {
+    Purpose {
+        context_tokens: spec.context_tokens.get(),
+        pool_tokens: spec.pool_tokens.get(),
+        kv_cache: spec.kv_cache,
+        numerics: spec.numerics,
+        threads: spec.threads,
+        max_sequences: spec.max_sequences.get(),
+        layers: None,
+    }
+}
+
+/// Resolves when standard input ends. A thread reads it, since a pending read would hold up the runtime's end.
+///
+/// # Errors
+/// When the system has no thread for it.
+pub fn end_of_stdin() -> io::Result<oneshot::Receiver<()>> {
+    let (end, ended) = oneshot::channel();
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let mut ignored = [0; 256];
+        while matches!(io::stdin().read(&mut ignored), Ok(read) if read > 0) {}
+        drop(end);
+    })?;
+    Ok(ended)
+}
+
+/// Writes beside and renames: a reader sees all or nothing.
+fn write_endpoint(path: &Path, address: SocketAddr) -> io::Result<()> {
+    let endpoint = WorkerEndpoint { address, pid: std::process::id() };
+    let beside = path.with_extension("new");
+    let mut file = fs::File::create(&beside)?;
+    file.write_all(&serde_json::to_vec(&endpoint)?)?;
+    fs::rename(&beside, path)
+}

@@ -1,10 +1,11 @@
 //! Logits against float64, with f32 activations and cache.
 
 use tandem_engine::{DecodeModel, EngineConfig};
+use tandem_gguf::Value;
 use tandem_reference::Reference;
 use tandem_reference::deepseek2::Deepseek2;
 use tandem_reference::dense::{Dense, Family};
-use tandem_reference::file::random_file;
+use tandem_reference::file::{as_f32, random_file, writer};
 use tandem_reference::rope::Yarn;
 
 use crate::support::{config, difference, forward, in_chunks, load, rows, tokens};
@@ -109,6 +110,33 @@ fn kimi_past_position_4096_agrees_with_betas_32_and_1() {
 fn kimi_past_position_4096_agrees_with_betas_1_and_1() {
     let (found, expected) = last_rows_past_4096(&long_kimi(yarn(1.0, 1.0)));
     hold("deepseek2 past 4096, betas 1/1", &found, &expected);
+}
+
+/// What the comparison is worth: each of these keys, slightly off, must show.
+#[test]
+fn a_slightly_wrong_value_of_a_key_is_seen() {
+    let (shape, tokens) = (Deepseek2::tiny(), tokens(1, 40));
+    let weights = shape.random_weights(5);
+    let expected = shape.logits(&weights, &tokens, 0);
+    let wrong: [(&str, Value); 9] = [
+        ("rope.freq_base", 49_000.0f32.into()),
+        ("rope.scaling.factor", 33.0f32.into()),
+        ("rope.scaling.type", "none".into()),
+        ("rope.scaling.yarn_log_multiplier", 0.099f32.into()),
+        ("rope.scaling.yarn_beta_fast", 1.0f32.into()),
+        ("attention.layer_norm_rms_epsilon", 1e-3f32.into()),
+        ("expert_weights_scale", 2.82f32.into()),
+        ("expert_weights_norm", false.into()),
+        ("expert_used_count", 3u32.into()),
+    ];
+    for (key, value) in wrong {
+        let mut writer = writer(&shape, &weights, &|_, tensor| as_f32(tensor));
+        writer.set(format!("deepseek2.{key}"), value);
+        let found = in_chunks(&mut load(&writer.finish().unwrap(), config()), &tokens, 40);
+        let (difference, _) = difference(&found, &expected);
+        println!("wrong {key}: {difference:.1e}");
+        assert!(difference > TOLERANCE, "a wrong {key} makes a difference of {difference} only");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! makes the block's scale NaN, so that a poisoned row shows in every product instead of vanishing in a conversion.
 //! Blocks of 256 also carry the sum of each 16 of their int8 values, which minima are multiplied with.
 
-use crate::pool::{Pool, Shared};
+use crate::pool::Pool;
 use crate::segments::Segments;
 use crate::weights::WeightType;
 
@@ -48,36 +48,49 @@ impl Forms {
     }
 }
 
+/// 32 quantised activations.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Block32 {
+    /// What an int8 stands for.
+    pub scale: f32,
+    /// The int8 values, −127 to 127.
+    pub q: [i8; 32],
+}
+
+/// 256 quantised activations.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Block256 {
+    /// What an int8 stands for.
+    pub scale: f32,
+    /// The int8 values, −127 to 127.
+    pub q: [i8; 256],
+    /// The sum of each 16 int8 values.
+    pub sums: [i16; 16],
+}
+
 /// Scratch that holds quantised rows, allocated once for the greatest batch.
 #[derive(Debug, Default)]
 pub struct QuantisedRows {
-    q32: Vec<i8>,
-    scales32: Vec<f32>,
-    q256: Vec<i8>,
-    scales256: Vec<f32>,
-    sums256: Vec<i16>,
+    blocks32: Vec<Block32>,
+    blocks256: Vec<Block256>,
 }
 
 impl QuantisedRows {
     /// Room for `values` activations (rows × columns of the greatest use) in these forms.
     pub fn with_capacity(values: usize, forms: Forms) -> Self {
-        let mut rows = Self::default();
-        if forms.blocks32 {
-            rows.q32 = vec![0; values];
-            rows.scales32 = vec![0.0; values / 32];
+        Self {
+            blocks32: vec![Block32 { scale: 0.0, q: [0; 32] }; if forms.blocks32 { values / 32 } else { 0 }],
+            blocks256: vec![
+                Block256 { scale: 0.0, q: [0; 256], sums: [0; 16] };
+                if forms.blocks256 { values / 256 } else { 0 }
+            ],
         }
-        if forms.blocks256 {
-            rows.q256 = vec![0; values];
-            rows.scales256 = vec![0.0; values / 256];
-            rows.sums256 = vec![0; values / 16];
-        }
-        rows
     }
 
     /// The bytes that `with_capacity` allocates.
     pub fn bytes(values: usize, forms: Forms) -> usize {
-        let blocks32 = if forms.blocks32 { values + values / 32 * 4 } else { 0 };
-        let blocks256 = if forms.blocks256 { values + values / 256 * 4 + values / 16 * 2 } else { 0 };
+        let blocks32 = if forms.blocks32 { values / 32 * size_of::<Block32>() } else { 0 };
+        let blocks256 = if forms.blocks256 { values / 256 * size_of::<Block256>() } else { 0 };
         blocks32 + blocks256
     }
 
@@ -109,58 +122,31 @@ impl QuantisedRows {
         let rows = segments.pieces_in(values.len());
         let cols = segments.len;
         let forms = if mode == Mode::Exact { forms } else { Forms::default() };
-        let total = rows * cols;
-        if forms.blocks32 {
-            assert!(cols.is_multiple_of(32), "rows of {cols} are not whole blocks of 32");
-            assert!(total <= self.q32.len(), "{total} values exceed the capacity of {}", self.q32.len());
-            let q = Shared::new(&mut self.q32);
-            let scales = Shared::new(&mut self.scales32);
-            pool.for_each(rows, cols, |row| {
-                // SAFETY: each row is visited once, and rows' parts do not overlap.
-                let (q, scales) = unsafe {
-                    (
-                        q.part(row * cols..(row + 1) * cols),
-                        scales.part(row * cols / 32..(row + 1) * cols / 32),
-                    )
-                };
-                quantise_row::<32>(segments.piece(values, row), q, scales);
-            });
-        }
-        if forms.blocks256 {
-            assert!(cols.is_multiple_of(256), "rows of {cols} are not whole blocks of 256");
-            assert!(total <= self.q256.len(), "{total} values exceed the capacity of {}", self.q256.len());
-            let q = Shared::new(&mut self.q256);
-            let scales = Shared::new(&mut self.scales256);
-            let sums = Shared::new(&mut self.sums256);
-            pool.for_each(rows, cols, |row| {
-                // SAFETY: each row is visited once, and rows' parts do not overlap.
-                let (q, scales, sums) = unsafe {
-                    (
-                        q.part(row * cols..(row + 1) * cols),
-                        scales.part(row * cols / 256..(row + 1) * cols / 256),
-                        sums.part(row * cols / 16..(row + 1) * cols / 16),
-                    )
-                };
-                quantise_row::<256>(segments.piece(values, row), q, scales);
-                for (sum, q) in sums.iter_mut().zip(q.as_chunks::<16>().0) {
-                    *sum = q.iter().map(|q| i16::from(*q)).sum();
-                }
-            });
-        }
-        Activations {
-            mode,
-            rows,
-            cols,
-            values,
-            segments,
-            blocks32: forms.blocks32.then(|| (&self.q32[..total], &self.scales32[..total / 32])),
-            blocks256: forms.blocks256.then(|| Blocks256 {
-                q: &self.q256[..total],
-                scales: &self.scales256[..total / 256],
-                sums: &self.sums256[..total / 16],
-            }),
-        }
+        let blocks32 = forms.blocks32.then(|| {
+            let row_blocks = blocks_of_row(cols, 32);
+            let blocks = room(&mut self.blocks32, rows * row_blocks);
+            pool.for_rows(blocks, row_blocks, cols, |row, out| quantise32(segments.piece(values, row), out));
+            &*blocks
+        });
+        let blocks256 = forms.blocks256.then(|| {
+            let row_blocks = blocks_of_row(cols, 256);
+            let blocks = room(&mut self.blocks256, rows * row_blocks);
+            pool.for_rows(blocks, row_blocks, cols, |row, out| quantise256(segments.piece(values, row), out));
+            &*blocks
+        });
+        Activations { mode, rows, cols, values, segments, blocks32, blocks256 }
     }
+}
+
+fn blocks_of_row(cols: usize, block: usize) -> usize {
+    assert!(cols > 0 && cols.is_multiple_of(block), "rows of {cols} are not whole blocks of {block}");
+    cols / block
+}
+
+fn room<T>(blocks: &mut [T], needed: usize) -> &mut [T] {
+    let capacity = blocks.len();
+    assert!(needed <= capacity, "{needed} blocks of activations exceed the capacity of {capacity}");
+    &mut blocks[..needed]
 }
 
 /// Rows ready to be multiplied with weights: a view of f32 rows and of their int8 forms.
@@ -171,15 +157,8 @@ pub struct Activations<'a> {
     cols: usize,
     values: &'a [f32],
     segments: Segments,
-    blocks32: Option<(&'a [i8], &'a [f32])>,
-    blocks256: Option<Blocks256<'a>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Blocks256<'a> {
-    q: &'a [i8],
-    scales: &'a [f32],
-    sums: &'a [i16],
+    blocks32: Option<&'a [Block32]>,
+    blocks256: Option<&'a [Block256]>,
 }
 
 impl<'a> Activations<'a> {
@@ -210,31 +189,37 @@ impl<'a> Activations<'a> {
         self.segments.piece(self.values, row)
     }
 
-    /// One row's int8 and scales in blocks of 32. Panics when that form was not asked for.
-    pub fn row32(&self, row: usize) -> (&'a [i8], &'a [f32]) {
-        let (q, scales) =
-            self.blocks32.expect("activations were quantised in blocks of 32 for these weights");
-        (&q[row * self.cols..][..self.cols], &scales[row * self.cols / 32..][..self.cols / 32])
+    #[inline]
+    /// One row in blocks of 32. Panics when that form was not asked for.
+    pub fn row32(&self, row: usize) -> &'a [Block32] {
+        let blocks = self.blocks32.expect("activations were quantised in blocks of 32 for these weights");
+        &blocks[row * self.cols / 32..][..self.cols / 32]
     }
 
-    /// One row's int8, scales and sums of 16 in blocks of 256. Panics when that form was not asked for.
-    pub fn row256(&self, row: usize) -> (&'a [i8], &'a [f32], &'a [i16]) {
+    #[inline]
+    /// One row in blocks of 256. Panics when that form was not asked for.
+    pub fn row256(&self, row: usize) -> &'a [Block256] {
         let blocks = self.blocks256.expect("activations were quantised in blocks of 256 for these weights");
-        (
-            &blocks.q[row * self.cols..][..self.cols],
-            &blocks.scales[row * self.cols / 256..][..self.cols / 256],
-            &blocks.sums[row * self.cols / 16..][..self.cols / 16],
-        )
+        &blocks[row * self.cols / 256..][..self.cols / 256]
     }
 }
 
 crate::versions::versions! {
-    /// One row in blocks of `BLOCK`.
-    fn quantise_row<const BLOCK: usize>(values: &[f32], q: &mut [i8], scales: &mut [f32]) {
-        let (values, _) = values.as_chunks::<BLOCK>();
-        let (q, _) = q.as_chunks_mut::<BLOCK>();
-        for ((values, q), scale) in values.iter().zip(q).zip(scales) {
-            *scale = quantise_block(values, q);
+    fn quantise32(values: &[f32], out: &mut [Block32]) {
+        for (values, out) in values.as_chunks().0.iter().zip(out) {
+            out.scale = quantise_block(values, &mut out.q);
+        }
+    }
+}
+
+crate::versions::versions! {
+    fn quantise256(values: &[f32], out: &mut [Block256]) {
+        for (values, out) in values.as_chunks().0.iter().zip(out) {
+            out.scale = quantise_block(values, &mut out.q);
+            for (sum, q) in out.sums.iter_mut().zip(out.q.as_chunks::<16>().0) {
+                // 16 × 127 fits; wrapping, so that a build with overflow checks vectorises too.
+                *sum = q.iter().fold(0, |sum, q| sum.wrapping_add(i16::from(*q)));
+            }
         }
     }
 }
@@ -284,17 +269,15 @@ mod tests {
             let x = &values[row * 256..][..256];
             for (block, len) in [(0, 32), (7, 32), (0, 256)] {
                 let (q, scale) = if len == 32 {
-                    let (q, scales) = rows.row32(row);
-                    (&q[block * 32..][..32], scales[block])
+                    let block = &rows.row32(row)[block];
+                    (&block.q[..], block.scale)
                 } else {
-                    let (q, scales, sums) = rows.row256(row);
-                    for (i, sum) in sums.iter().enumerate() {
-                        assert_eq!(
-                            i32::from(*sum),
-                            q[i * 16..][..16].iter().map(|q| i32::from(*q)).sum::<i32>()
-                        );
+                    let block = &rows.row256(row)[block];
+                    for (i, sum) in block.sums.iter().enumerate() {
+                        let q = &block.q[i * 16..][..16];
+                        assert_eq!(i32::from(*sum), q.iter().map(|q| i32::from(*q)).sum::<i32>());
                     }
-                    (q, scales[block])
+                    (&block.q[..], block.scale)
                 };
                 let x = &x[block * len..][..len];
                 let m = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
@@ -312,11 +295,8 @@ mod tests {
             [Forms::default(), Forms::of([WeightType::Q8_0]), Forms::of([WeightType::Q6K]), Forms::all()]
         {
             let rows = QuantisedRows::with_capacity(4096, forms);
-            let held = rows.q32.capacity()
-                + rows.scales32.capacity() * 4
-                + rows.q256.capacity()
-                + rows.scales256.capacity() * 4
-                + rows.sums256.capacity() * 2;
+            let held = rows.blocks32.capacity() * size_of::<Block32>()
+                + rows.blocks256.capacity() * size_of::<Block256>();
             assert_eq!(held, QuantisedRows::bytes(4096, forms));
         }
     }
@@ -353,7 +333,7 @@ mod tests {
         assert_eq!(rows.row(4), &values[4 * 48 + 16..][..32]);
         let mut q = [0; 32];
         let scale = quantise_block(rows.row(4).as_array().unwrap(), &mut q);
-        assert_eq!(rows.row32(4), (&q[..], &[scale][..]));
+        assert_eq!(rows.row32(4), [Block32 { scale, q }]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod legacy;
 
 pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub(crate) use k_quants::{Q4KBlock, Q6KBlock};
-pub(crate) use legacy::{unpack_q4_0, unpack_q8_0};
+pub(crate) use legacy::{Q4_0Block, Q8_0Block};
 
 /// Writes the weights of a row, or of any run of whole blocks, to `out`. Panics unless `bytes` are exactly the blocks of
 /// `out.len()` weights.
@@ -79,14 +79,12 @@ pub(crate) fn dequantise(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
         }
         WeightType::Q8_0 => {
             for (out, bytes) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks().0) {
-                let (q, d) = unpack_q8_0(bytes);
-                scale(out, &q, d);
+                Q8_0Block::unpack(bytes).dequantise(out);
             }
         }
         WeightType::Q4_0 => {
             for (out, bytes) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks().0) {
-                let (q, d) = unpack_q4_0(bytes);
-                scale(out, &q, d);
+                Q4_0Block::unpack(bytes).dequantise(out);
             }
         }
         WeightType::Q4K => {
@@ -99,14 +97,6 @@ pub(crate) fn dequantise(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
                 Q6KBlock::unpack(bytes).dequantise(out);
             }
         }
-    }
-}
-
-/// `d × q`.
-#[inline(always)]
-fn scale(out: &mut [f32; 32], q: &[i8; 32], d: f32) {
-    for (out, q) in out.iter_mut().zip(q) {
-        *out = d * f32::from(*q);
     }
 }
 

@@ -11,18 +11,11 @@ use tandem_kernels::{Activations, Forms, Mode, Pool, QuantisedRows, Segments, We
 
 /// The activations that a product sees: in exact mode the int8 ones.
 fn seen(activations: &Activations<'_>, ty: WeightType, row: usize) -> Vec<f64> {
-    let int8 = |q: &[i8], scales: &[f32], block: usize| {
-        q.iter().enumerate().map(|(i, q)| f64::from(*q) * f64::from(scales[i / block])).collect()
-    };
+    let int8 =
+        |q: &[i8], scale: f32| q.iter().map(|q| f64::from(*q) * f64::from(scale)).collect::<Vec<f64>>();
     match (activations.mode(), ty.block_len()) {
-        (Mode::Exact, 32) => {
-            let (q, scales) = activations.row32(row);
-            int8(q, scales, 32)
-        }
-        (Mode::Exact, 256) => {
-            let (q, scales, _) = activations.row256(row);
-            int8(q, scales, 256)
-        }
+        (Mode::Exact, 32) => activations.row32(row).iter().flat_map(|a| int8(&a.q, a.scale)).collect(),
+        (Mode::Exact, 256) => activations.row256(row).iter().flat_map(|a| int8(&a.q, a.scale)).collect(),
         _ => activations.row(row).iter().map(|value| f64::from(*value)).collect(),
     }
 }

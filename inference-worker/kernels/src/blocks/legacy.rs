@@ -7,26 +7,59 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
-/// Q8_0: the scale, then 32 int8. A weight is `d × q`.
-#[inline(always)]
-pub(crate) fn unpack_q8_0(block: &[u8; 34]) -> ([i8; 32], f32) {
-    let mut q = [0i8; 32];
-    for (q, byte) in q.iter_mut().zip(&block[2..]) {
-        *q = *byte as i8;
-    }
-    (q, half_at(block, 0))
+/// Q8_0 unpacked. The 34 bytes are the f16 scale, then 32 int8.
+pub(crate) struct Q8_0Block {
+    pub(crate) q: [i8; 32],
+    pub(crate) d: f32,
 }
 
-/// Q4_0: the scale, then 16 bytes whose low nibbles are quants 0–15 and high nibbles 16–31. A weight is `d × (q − 8)`;
-/// the quants come out with the 8 taken away.
-#[inline(always)]
-pub(crate) fn unpack_q4_0(block: &[u8; 18]) -> ([i8; 32], f32) {
-    let mut q = [0i8; 32];
-    for i in 0..16 {
-        q[i] = (block[2 + i] & 15) as i8 - 8;
-        q[i + 16] = (block[2 + i] >> 4) as i8 - 8;
+impl Q8_0Block {
+    #[inline(always)]
+    pub(crate) fn unpack(block: &[u8; 34]) -> Self {
+        let mut q = [0i8; 32];
+        for (q, byte) in q.iter_mut().zip(&block[2..]) {
+            *q = *byte as i8;
+        }
+        Self { q, d: half_at(block, 0) }
     }
-    (q, half_at(block, 0))
+
+    /// `d × q`.
+    #[inline(always)]
+    pub(crate) fn dequantise(&self, out: &mut [f32; 32]) {
+        scale(out, &self.q, self.d);
+    }
+}
+
+/// Q4_0 unpacked. The 18 bytes are the f16 scale, then 16 bytes whose low nibbles are quants 0–15 and high nibbles
+/// 16–31. The quants come out with 8 taken away.
+pub(crate) struct Q4_0Block {
+    pub(crate) q: [i8; 32],
+    pub(crate) d: f32,
+}
+
+impl Q4_0Block {
+    #[inline(always)]
+    pub(crate) fn unpack(block: &[u8; 18]) -> Self {
+        let mut q = [0i8; 32];
+        for i in 0..16 {
+            q[i] = (block[2 + i] & 15) as i8 - 8;
+            q[i + 16] = (block[2 + i] >> 4) as i8 - 8;
+        }
+        Self { q, d: half_at(block, 0) }
+    }
+
+    /// `d × q`.
+    #[inline(always)]
+    pub(crate) fn dequantise(&self, out: &mut [f32; 32]) {
+        scale(out, &self.q, self.d);
+    }
+}
+
+#[inline(always)]
+fn scale(out: &mut [f32; 32], q: &[i8; 32], d: f32) {
+    for (out, q) in out.iter_mut().zip(q) {
+        *out = d * f32::from(*q);
+    }
 }
 
 pub(super) fn pack_q8_0(values: &[f32; 32], block: &mut [u8; 34]) {

@@ -1,8 +1,8 @@
 //! The inner product kernels: some weight rows times some activation rows, each block unpacked once for all of them.
 
 use super::Rows;
-use crate::activations::{Activations, Mode};
-use crate::blocks::{Q4KBlock, Q6KBlock, dequantise, unpack_q4_0, unpack_q8_0};
+use crate::activations::{Activations, Block32, Block256, Mode};
+use crate::blocks::{Q4_0Block, Q4KBlock, Q6KBlock, Q8_0Block, dequantise};
 use crate::lanes::{LANES, add_products, join};
 use crate::versions::versions;
 use crate::weights::{WeightMatrix, WeightType};
@@ -65,92 +65,162 @@ fn stretch_bytes(ty: WeightType) -> usize {
 
 versions! {
     fn q8_0(weights: &WeightMatrix<'_>, activations: &Activations<'_>, rows: &Rows, tile: &mut Tile) {
-        blocks32(weights, activations, rows, tile, unpack_q8_0);
+        blocks::<34, Q8_0Block>(weights, activations, rows, tile);
     }
 }
 
 versions! {
     fn q4_0(weights: &WeightMatrix<'_>, activations: &Activations<'_>, rows: &Rows, tile: &mut Tile) {
-        blocks32(weights, activations, rows, tile, unpack_q4_0);
-    }
-}
-
-#[inline(always)]
-fn blocks32<const BYTES: usize>(
-    weights: &WeightMatrix<'_>,
-    activations: &Activations<'_>,
-    rows: &Rows,
-    tile: &mut Tile,
-    unpack: impl Fn(&[u8; BYTES]) -> ([i8; 32], f32),
-) {
-    let mut tokens: [(&[[i8; 32]], &[f32]); TILE_TOKENS] = [(&[], &[]); TILE_TOKENS];
-    for (slot, row) in tokens.iter_mut().zip(rows.as_slice()) {
-        let (q, scales) = activations.row32(*row);
-        *slot = (q.as_chunks().0, scales);
-    }
-    for (row, products) in tile.iter_mut().enumerate().take(weights.rows()) {
-        let (blocks, _) = weights.row(row).as_chunks::<BYTES>();
-        let mut sums = [0.0f32; TILE_TOKENS];
-        for (b, block) in blocks.iter().enumerate() {
-            let (q, d) = unpack(block);
-            for ((activation, scales), sum) in tokens.iter().zip(&mut sums).take(rows.count) {
-                *sum += (d * scales[b]) * dot(&q, &activation[b]) as f32;
-            }
-        }
-        products[..rows.count].copy_from_slice(&sums[..rows.count]);
+        blocks::<18, Q4_0Block>(weights, activations, rows, tile);
     }
 }
 
 versions! {
     fn q4_k(weights: &WeightMatrix<'_>, activations: &Activations<'_>, rows: &Rows, tile: &mut Tile) {
-        blocks256(weights, activations, rows, tile, Q4KBlock::unpack, |block, q, sums, a| {
-            let (mut n, mut m) = (0, 0);
-            for j in 0..8 {
-                n += block.scales[j] * dot::<32>(part(&block.q, j), part(q, j));
-                m += block.mins[j] * (i32::from(sums[2 * j]) + i32::from(sums[2 * j + 1]));
-            }
-            (block.d * a) * n as f32 - (block.dmin * a) * m as f32
-        });
+        blocks::<144, Q4KBlock>(weights, activations, rows, tile);
     }
 }
 
 versions! {
     fn q6_k(weights: &WeightMatrix<'_>, activations: &Activations<'_>, rows: &Rows, tile: &mut Tile) {
-        blocks256(weights, activations, rows, tile, Q6KBlock::unpack, |block, q, _, a| {
-            let mut n = 0;
-            for j in 0..16 {
-                n += block.scales[j] * dot::<16>(part(&block.q, j), part(q, j));
-            }
-            (block.d * a) * n as f32
-        });
+        blocks::<210, Q6KBlock>(weights, activations, rows, tile);
     }
 }
 
+/// Sums every weight row's terms over ascending blocks.
 #[inline(always)]
-fn blocks256<const BYTES: usize, B>(
+fn blocks<const BYTES: usize, B: Block<BYTES>>(
     weights: &WeightMatrix<'_>,
     activations: &Activations<'_>,
     rows: &Rows,
     tile: &mut Tile,
-    unpack: impl Fn(&[u8; BYTES]) -> B,
-    term: impl Fn(&B, &[i8; 256], &[i16; 16], f32) -> f32,
 ) {
-    type Row<'a> = (&'a [[i8; 256]], &'a [f32], &'a [[i16; 16]]);
-    let mut tokens: [Row<'_>; TILE_TOKENS] = [(&[], &[], &[]); TILE_TOKENS];
-    for (slot, row) in tokens.iter_mut().zip(rows.as_slice()) {
-        let (q, scales, sums) = activations.row256(*row);
-        *slot = (q.as_chunks().0, scales, sums.as_chunks().0);
+    let mut tokens: [&[B::Activations]; TILE_TOKENS] = [&[]; TILE_TOKENS];
+    for (token, row) in tokens.iter_mut().zip(rows.as_slice()) {
+        *token = B::activations(activations, *row);
     }
+    let (fours, ones) = tokens[..rows.count].as_chunks::<4>();
     for (row, products) in tile.iter_mut().enumerate().take(weights.rows()) {
         let (blocks, _) = weights.row(row).as_chunks::<BYTES>();
-        let mut totals = [0.0f32; TILE_TOKENS];
-        for (b, block) in blocks.iter().enumerate() {
-            let block = unpack(block);
-            for ((q, scales, sums), total) in tokens.iter().zip(&mut totals).take(rows.count) {
-                *total += term(&block, &q[b], &sums[b], scales[b]);
-            }
+        for (tokens, products) in fours.iter().zip(products.as_chunks_mut::<4>().0) {
+            *products = sums::<BYTES, 4, B>(blocks, *tokens);
         }
-        products[..rows.count].copy_from_slice(&totals[..rows.count]);
+        for (token, product) in ones.iter().zip(&mut products[4 * fours.len()..]) {
+            [*product] = sums::<BYTES, 1, B>(blocks, [*token]);
+        }
+    }
+}
+
+/// Some activation rows times one weight row. Their number is a constant and the inner loops have no branches, so that
+/// the integer dots become multiply-add instructions.
+#[inline(always)]
+fn sums<const BYTES: usize, const TOKENS: usize, B: Block<BYTES>>(
+    blocks: &[[u8; BYTES]],
+    tokens: [&[B::Activations]; TOKENS],
+) -> [f32; TOKENS] {
+    let tokens = tokens.map(|token| &token[..blocks.len()]);
+    let mut sums = [0.0f32; TOKENS];
+    for (b, block) in blocks.iter().enumerate() {
+        let block = B::unpack(block);
+        for i in 0..TOKENS {
+            sums[i] += block.term(&tokens[i][b]);
+        }
+    }
+    sums
+}
+
+/// A block of quantised weights, and what it gives with a block of activations. A trait and no closures: those cannot be
+/// told to be inlined, and compiled alone they would lose the instruction set.
+trait Block<const BYTES: usize> {
+    type Activations;
+
+    fn activations<'a>(activations: &Activations<'a>, row: usize) -> &'a [Self::Activations];
+    fn unpack(bytes: &[u8; BYTES]) -> Self;
+    fn term(&self, activations: &Self::Activations) -> f32;
+}
+
+impl Block<34> for Q8_0Block {
+    type Activations = Block32;
+
+    #[inline(always)]
+    fn activations<'a>(activations: &Activations<'a>, row: usize) -> &'a [Block32] {
+        activations.row32(row)
+    }
+
+    #[inline(always)]
+    fn unpack(bytes: &[u8; 34]) -> Self {
+        Self::unpack(bytes)
+    }
+
+    #[inline(always)]
+    fn term(&self, a: &Block32) -> f32 {
+        (self.d * a.scale) * dot(&self.q, &a.q) as f32
+    }
+}
+
+impl Block<18> for Q4_0Block {
+    type Activations = Block32;
+
+    #[inline(always)]
+    fn activations<'a>(activations: &Activations<'a>, row: usize) -> &'a [Block32] {
+        activations.row32(row)
+    }
+
+    #[inline(always)]
+    fn unpack(bytes: &[u8; 18]) -> Self {
+        Self::unpack(bytes)
+    }
+
+    #[inline(always)]
+    fn term(&self, a: &Block32) -> f32 {
+        (self.d * a.scale) * dot(&self.q, &a.q) as f32
+    }
+}
+
+impl Block<144> for Q4KBlock {
+    type Activations = Block256;
+
+    #[inline(always)]
+    fn activations<'a>(activations: &Activations<'a>, row: usize) -> &'a [Block256] {
+        activations.row256(row)
+    }
+
+    #[inline(always)]
+    fn unpack(bytes: &[u8; 144]) -> Self {
+        Self::unpack(bytes)
+    }
+
+    #[inline(always)]
+    fn term(&self, a: &Block256) -> f32 {
+        let (mut n, mut m) = (0i32, 0i32);
+        for j in 0..8 {
+            n = n.wrapping_add(self.scales[j] * dot::<32>(part(&self.q, j), part(&a.q, j)));
+            m = m.wrapping_add(self.mins[j] * (i32::from(a.sums[2 * j]) + i32::from(a.sums[2 * j + 1])));
+        }
+        (self.d * a.scale) * n as f32 - (self.dmin * a.scale) * m as f32
+    }
+}
+
+impl Block<210> for Q6KBlock {
+    type Activations = Block256;
+
+    #[inline(always)]
+    fn activations<'a>(activations: &Activations<'a>, row: usize) -> &'a [Block256] {
+        activations.row256(row)
+    }
+
+    #[inline(always)]
+    fn unpack(bytes: &[u8; 210]) -> Self {
+        Self::unpack(bytes)
+    }
+
+    #[inline(always)]
+    fn term(&self, a: &Block256) -> f32 {
+        let mut n = 0i32;
+        for j in 0..16 {
+            n = n.wrapping_add(self.scales[j] * dot::<16>(part(&self.q, j), part(&a.q, j)));
+        }
+        (self.d * a.scale) * n as f32
     }
 }
 
@@ -160,7 +230,7 @@ fn part<const LEN: usize>(block: &[i8; 256], j: usize) -> &[i8; LEN] {
     &block.as_chunks().0[j]
 }
 
-/// The exact integer dot: 32 products of int8 stay far below 2³¹. Wrapping, so that a build with overflow checks
+/// The exact integer dot. It and the sums made of it stay far below 2³¹; they wrap, so that a build with overflow checks
 /// vectorises too.
 #[inline(always)]
 fn dot<const LEN: usize>(a: &[i8; LEN], b: &[i8; LEN]) -> i32 {

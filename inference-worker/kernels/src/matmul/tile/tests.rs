@@ -48,7 +48,7 @@ fn naive(ty: WeightType, bytes: &[u8], activations: &Activations<'_>, token: usi
     for (b, block) in bytes.chunks(ty.block_bytes()).enumerate() {
         match ty {
             WeightType::Q8_0 | WeightType::Q4_0 => {
-                let (q, scales) = activations.row32(token);
+                let a = &activations.row32(token)[b];
                 let n: i64 = (0..32)
                     .map(|i| {
                         let weight = if ty == WeightType::Q8_0 {
@@ -56,35 +56,35 @@ fn naive(ty: WeightType, bytes: &[u8], activations: &Activations<'_>, token: usi
                         } else {
                             i64::from(block[2 + i % 16] >> (i / 16 * 4) & 15) - 8
                         };
-                        weight * i64::from(q[b * 32 + i])
+                        weight * i64::from(a.q[i])
                     })
                     .sum();
-                sum += (half(block, 0) * scales[b]) * n as f32;
+                sum += (half(block, 0) * a.scale) * n as f32;
             }
             WeightType::Q4K => {
-                let (q, scales, _) = activations.row256(token);
+                let a = &activations.row256(token)[b];
                 let (mut n, mut m) = (0i64, 0i64);
                 for i in 0..256 {
                     let weight = block[16 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
                     let (scale, min) = scale_and_min(i / 32, &block[4..16]);
-                    let activation = i64::from(q[b * 256 + i]);
+                    let activation = i64::from(a.q[i]);
                     n += i64::from(scale) * i64::from(weight) * activation;
                     m += i64::from(min) * activation;
                 }
-                sum += (half(block, 0) * scales[b]) * n as f32 - (half(block, 2) * scales[b]) * m as f32;
+                sum += (half(block, 0) * a.scale) * n as f32 - (half(block, 2) * a.scale) * m as f32;
             }
             WeightType::Q6K => {
-                let (q, scales, _) = activations.row256(token);
+                let a = &activations.row256(token)[b];
                 let n: i64 = (0..256)
                     .map(|i| {
                         let (part, lane) = (i % 128 / 32, i % 32);
                         let low = block[i / 128 * 64 + part % 2 * 32 + lane] >> (part / 2 * 4) & 15;
                         let high = block[128 + i / 128 * 32 + lane] >> (part * 2) & 3;
                         let weight = i64::from(low | high << 4) - 32;
-                        i64::from(block[192 + i / 16] as i8) * weight * i64::from(q[b * 256 + i])
+                        i64::from(block[192 + i / 16] as i8) * weight * i64::from(a.q[i])
                     })
                     .sum();
-                sum += (half(block, 208) * scales[b]) * n as f32;
+                sum += (half(block, 208) * a.scale) * n as f32;
             }
             WeightType::F32 | WeightType::F16 | WeightType::Bf16 => {
                 unreachable!("held against f64 elsewhere")

@@ -37,33 +37,33 @@ pub enum KeyError {
 
 /// The metadata and tensor names of a model.
 #[derive(Debug, Clone, Copy)]
-pub struct Keys<'a> {
+pub(crate) struct Keys<'a> {
     headers: &'a ShardSet,
 }
 
 impl<'a> Keys<'a> {
     /// Those of a model's files.
-    pub fn new(headers: &'a ShardSet) -> Self {
+    pub(crate) fn new(headers: &'a ShardSet) -> Self {
         Self { headers }
     }
 
     /// `general.architecture`.
-    pub fn architecture(&self) -> Result<&'a str, KeyError> {
+    pub(crate) fn architecture(&self) -> Result<&'a str, KeyError> {
         Ok(self.headers.metadata().get("general.architecture")?)
     }
 
     /// The whole key behind an architecture's own.
-    pub fn full(&self, key: &str) -> String {
+    pub(crate) fn full(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture().unwrap_or("general"))
     }
 
     /// Whether the file has the key.
-    pub fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.headers.metadata().value(&self.full(key)).is_some()
     }
 
     /// Whether the file has the tensor.
-    pub fn has_tensor(&self, name: &str) -> bool {
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
         self.headers.tensor(name).is_some()
     }
 
@@ -72,18 +72,18 @@ impl<'a> Keys<'a> {
     }
 
     /// A count that may be 0.
-    pub fn u32(&self, key: &str) -> Result<u32, KeyError> {
+    pub(crate) fn u32(&self, key: &str) -> Result<u32, KeyError> {
         self.get(key)
     }
 
     /// A count that may be 0 and is at most `most`.
-    pub fn u32_at_most(&self, key: &str, most: u32) -> Result<u32, KeyError> {
+    pub(crate) fn u32_at_most(&self, key: &str, most: u32) -> Result<u32, KeyError> {
         let value = self.u32(key)?;
         if value > most { Err(self.out_of_range(key, value, format!("at most {most}"))) } else { Ok(value) }
     }
 
     /// A size: at least 1.
-    pub fn size(&self, key: &str) -> Result<usize, KeyError> {
+    pub(crate) fn size(&self, key: &str) -> Result<usize, KeyError> {
         let value: usize = self.get(key)?;
         if (1..=MAX_SIZE).contains(&value) {
             Ok(value)
@@ -93,7 +93,7 @@ impl<'a> Keys<'a> {
     }
 
     /// An even size.
-    pub fn even(&self, key: &str) -> Result<usize, KeyError> {
+    pub(crate) fn even(&self, key: &str) -> Result<usize, KeyError> {
         let value = self.size(key)?;
         if value.is_multiple_of(2) {
             Ok(value)
@@ -103,23 +103,23 @@ impl<'a> Keys<'a> {
     }
 
     /// A finite number.
-    pub fn f64(&self, key: &str) -> Result<f64, KeyError> {
+    pub(crate) fn f64(&self, key: &str) -> Result<f64, KeyError> {
         Ok(f64::from(self.get::<f32>(key)?))
     }
 
     /// A finite number above 0.
-    pub fn positive(&self, key: &str) -> Result<f64, KeyError> {
+    pub(crate) fn positive(&self, key: &str) -> Result<f64, KeyError> {
         let value = self.f64(key)?;
         if value > 0.0 { Ok(value) } else { Err(self.out_of_range(key, value, "above 0".to_owned())) }
     }
 
     /// A switch.
-    pub fn bool(&self, key: &str) -> Result<bool, KeyError> {
+    pub(crate) fn bool(&self, key: &str) -> Result<bool, KeyError> {
         self.get(key)
     }
 
     /// The number of layers.
-    pub fn layers(&self) -> Result<u32, KeyError> {
+    pub(crate) fn layers(&self) -> Result<u32, KeyError> {
         let layers = self.u32("block_count")?;
         if (1..=MAX_LAYERS).contains(&layers) {
             Ok(layers)
@@ -129,12 +129,12 @@ impl<'a> Keys<'a> {
     }
 
     /// What norms add to the mean square.
-    pub fn epsilon(&self) -> Result<f32, KeyError> {
+    pub(crate) fn epsilon(&self) -> Result<f32, KeyError> {
         Ok(self.positive("attention.layer_norm_rms_epsilon")? as f32)
     }
 
     /// The rope's base. The format says 10000 where the key is missing.
-    pub fn rope_base(&self) -> Result<f64, KeyError> {
+    pub(crate) fn rope_base(&self) -> Result<f64, KeyError> {
         if !self.has("rope.freq_base") {
             return Ok(10_000.0);
         }
@@ -147,12 +147,12 @@ impl<'a> Keys<'a> {
     }
 
     /// The rope's scaling by name.
-    pub fn rope_scaling(&self) -> Result<Option<&'a str>, KeyError> {
+    pub(crate) fn rope_scaling(&self) -> Result<Option<&'a str>, KeyError> {
         Ok(self.headers.metadata().find(&self.full("rope.scaling.type"))?)
     }
 
     /// The size of the vocabulary: rows of the embedding, or what the metadata says in a stage's file without it.
-    pub fn vocab(&self) -> Result<usize, KeyError> {
+    pub(crate) fn vocab(&self) -> Result<usize, KeyError> {
         match self.headers.tensor("token_embd.weight") {
             Some((_, info)) if info.rows() <= MAX_SIZE as u64 => Ok(info.rows() as usize),
             Some((_, info)) => Err(KeyError::OutOfRange {
@@ -166,7 +166,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Fails unless the size under `key` is `wanted`, for the reason given.
-    pub fn must_be(&self, key: &str, wanted: usize, reason: &str) -> Result<(), ShapeError> {
+    pub(crate) fn must_be(&self, key: &str, wanted: usize, reason: &str) -> Result<(), ShapeError> {
         let value = self.size(key)?;
         if value == wanted {
             return Ok(());
@@ -175,12 +175,12 @@ impl<'a> Keys<'a> {
     }
 
     /// A value that contradicts another.
-    pub fn contradiction(&self, key: &str, value: usize, other: String) -> ShapeError {
+    pub(crate) fn contradiction(&self, key: &str, value: usize, other: String) -> ShapeError {
         ShapeError::Contradiction { key: self.full(key), value: value.to_string(), other }
     }
 
     /// A value that the engine doesn't compute.
-    pub fn variant(&self, key: &str, supported: &'static str) -> ShapeError {
+    pub(crate) fn variant(&self, key: &str, supported: &'static str) -> ShapeError {
         let (metadata, full) = (self.headers.metadata(), self.full(key));
         let value = match (metadata.get::<i64>(&full), metadata.get::<&str>(&full)) {
             (Ok(number), _) => number.to_string(),

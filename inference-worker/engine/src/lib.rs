@@ -1,5 +1,32 @@
 //! Runs a model: its shape and memory plan from GGUF headers, a paged KV cache, and the forward pass
 //! of several sequences at once, by the numerics contract that makes takeovers exact.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::sync::atomic::AtomicU64;
+//!
+//! use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Row};
+//!
+//! let files = ModelFiles::open(Path::new("model-00001-of-00004.gguf"), "sha256:…")?;
+//! let config = EngineConfig {
+//!     context_tokens: 4096,
+//!     pool_tokens: 16_384,
+//!     kv_type: KvType::F16,
+//!     numerics: Mode::Exact,
+//!     threads: 8,
+//!     layers: None,
+//!     max_sequences: 16,
+//!     max_batch_rows: 256,
+//! };
+//! println!("{} bytes", tandem_engine::plan(files.headers(), &config)?.total_bytes);
+//! let mut engine = Engine::load(files, config, &mut |done, total| println!("{done} of {total}"))?;
+//!
+//! engine.reserve(0, 1)?;
+//! let mut logits = vec![0.0; engine.vocab_size()];
+//! let row = Row { sequence: 0, position: 0, token: 17, wants_logits: true };
+//! engine.forward(&[row], &AtomicU64::new(0), &mut logits)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod arena;
 pub mod config;
@@ -8,7 +35,7 @@ pub mod engine;
 mod feed_forward;
 pub mod files;
 mod grouped;
-pub mod keys;
+mod keys;
 pub mod memory;
 mod mla;
 pub mod pages;
@@ -21,7 +48,7 @@ mod weights;
 
 pub use config::EngineConfig;
 pub use decode::{DecodeModel, ForwardError, OutOfPages, Pages, Row};
-pub use engine::{Engine, LoadError};
+pub use engine::{Engine, Input, LoadError, Output};
 pub use files::ModelFiles;
 pub use memory::{MemoryPlan, plan};
 pub use shape::ModelShape;

@@ -7,7 +7,6 @@ use tandem_kernels::{KvPool, WeightType};
 
 use crate::arena::{ArenaSizes, Region};
 use crate::config::{ConfigError, EngineConfig};
-use crate::keys::Keys;
 use crate::pages::{PageTable, TOKENS_PER_PAGE};
 use crate::shape::{Attention, ModelShape, ShapeError};
 use crate::tensors::{self, Role, TensorError};
@@ -91,7 +90,7 @@ pub(crate) struct Blueprint {
 
 impl Blueprint {
     pub(crate) fn draw(headers: &ShardSet, config: &EngineConfig) -> Result<Self, PlanError> {
-        let shape = ModelShape::read(&Keys::new(headers))?;
+        let shape = ModelShape::read(headers)?;
         let layers = config.check(&shape)?;
         let specs = tensors::needed(&shape, &layers);
         let infos = tensors::check(headers, &specs)?;

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use tandem_gguf::ShardSet;
 use tandem_kernels::rope::{Layout, Scaling};
 use tandem_kernels::router::Router;
 
-use crate::keys::{KeyError, Keys};
+pub use crate::keys::KeyError;
+use crate::keys::Keys;
 
 /// Architectures that the engine runs, as `general.architecture` names them.
 pub const SUPPORTED: [&str; 3] = ["deepseek2", "llama", "qwen2"];
@@ -191,8 +193,9 @@ pub struct ModelShape {
 }
 
 impl ModelShape {
-    /// Reads the shape of the model that `keys` describes.
-    pub fn read(keys: &Keys<'_>) -> Result<Self, ShapeError> {
+    /// Reads the shape of the model with these headers.
+    pub fn read(headers: &ShardSet) -> Result<Self, ShapeError> {
+        let keys = &Keys::new(headers);
         match keys.architecture()? {
             "deepseek2" => Self::read_deepseek2(keys),
             "llama" => Self::read_grouped(keys, Architecture::Llama),

@@ -1,14 +1,14 @@
 //! Logits against float64, with f32 activations and cache.
 
 use tandem_engine::{DecodeModel, EngineConfig};
-use tandem_gguf::Value;
+use tandem_gguf::{Value, Writer};
 use tandem_reference::Reference;
 use tandem_reference::deepseek2::Deepseek2;
 use tandem_reference::dense::{Dense, Family};
 use tandem_reference::file::{as_f32, random_file, writer};
 use tandem_reference::rope::Yarn;
 
-use crate::support::{config, difference, forward, in_chunks, load, rows, tokens};
+use crate::support::{bits, config, difference, forward, in_chunks, load, rows, tokens};
 
 /// Rounding alone; some ten times what is seen.
 const TOLERANCE: f64 = 1e-3;
@@ -137,6 +137,25 @@ fn a_slightly_wrong_value_of_a_key_is_seen() {
         println!("wrong {key}: {difference:.1e}");
         assert!(difference > TOLERANCE, "a wrong {key} makes a difference of {difference} only");
     }
+}
+
+#[test]
+fn absent_betas_are_32_and_1() {
+    let (shape, tokens) = (Deepseek2::tiny(), tokens(1, 40));
+    assert_eq!(shape.yarn, yarn(32.0, 1.0));
+    let weights = shape.random_weights(5);
+    let with = in_chunks(&mut load(&random_file(&shape, 5), config()), &tokens, 40);
+    let mut writer = Writer::new();
+    writer.set("general.architecture", "deepseek2");
+    for (key, value) in shape.metadata().into_iter().filter(|(key, _)| !key.contains("yarn_beta")) {
+        writer.set(key, value);
+    }
+    for (name, tensor) in &weights.tensors {
+        let dims: Vec<u64> = tensor.dims.iter().map(|&d| d as u64).collect();
+        writer.f32_tensor(name.as_str(), &dims, &tensor.values);
+    }
+    let without = in_chunks(&mut load(&writer.finish().unwrap(), config()), &tokens, 40);
+    assert_eq!(bits(&with), bits(&without));
 }
 
 #[test]

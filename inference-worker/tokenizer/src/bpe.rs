@@ -1,4 +1,7 @@
 //! Byte pair encoding of one piece: neighbours join by rank, lowest first, leftmost first among equals.
+//!
+//! Byte-level vocabularies start from bytes and rank by merges, or by token id. Sentencepiece's start from characters and rank by
+//! score, and spell out in bytes what stays without a token.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -10,22 +13,29 @@ use crate::error::TokenizerError;
 use crate::vocabulary::Vocabulary;
 
 const MERGES: &str = "tokenizer.ggml.merges";
+const SCORES: &str = "tokenizer.ggml.scores";
+const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
 const NONE: usize = usize::MAX;
 
 /// Which neighbours join, and in what order.
 #[derive(Debug, Clone)]
 pub(crate) struct Bpe {
     ranks: Ranks,
-    /// The token of each single byte.
+    /// The token of each byte that is not part of a longer one.
     byte_tokens: Box<[u32; 256]>,
     whole_pieces_first: bool,
 }
+
+/// The id of a stretch that is no token.
+const NO_TOKEN: u32 = u32::MAX;
 
 #[derive(Debug, Clone)]
 enum Ranks {
     Merges(Merges),
     /// Any two neighbours whose bytes are together a token join, and the token's id is the rank.
     TokenIds,
+    /// The same, but the rank is found here by the token's id.
+    Scores(Vec<u32>),
 }
 
 /// (left id, right id) → (rank, joined id).
@@ -61,7 +71,7 @@ struct Candidate {
 }
 
 impl Bpe {
-    pub(crate) fn from_metadata(
+    pub(crate) fn byte_level(
         metadata: &Metadata,
         vocabulary: &Vocabulary,
         whole_pieces_first: bool,
@@ -79,30 +89,41 @@ impl Bpe {
         Ok(Bpe { ranks, byte_tokens, whole_pieces_first })
     }
 
+    /// Sentencepiece's way: the higher the score, the sooner.
+    pub(crate) fn sentencepiece(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Bpe, TokenizerError> {
+        let scores = metadata.get::<Vec<f32>>(SCORES)?;
+        if scores.len() != vocabulary.len() {
+            let (found, tokens) = (scores.len(), vocabulary.len());
+            return Err(TokenizerError::WrongLength { key: SCORES, found, tokens });
+        }
+        let unknown = metadata.find::<u32>(UNKNOWN)?;
+        let mut byte_tokens = Box::new([0; 256]);
+        for byte in 0..=u8::MAX {
+            byte_tokens[usize::from(byte)] =
+                vocabulary.byte_id(byte).or(unknown).ok_or(TokenizerError::MissingByte { byte })?;
+        }
+        let ranks = Ranks::Scores(scores.into_iter().map(rank_of_score).collect());
+        Ok(Bpe { ranks, byte_tokens, whole_pieces_first: false })
+    }
+
     /// Appends the tokens of one piece. Takes time n log n in its length.
     pub(crate) fn encode(
         &self,
         vocabulary: &Vocabulary,
-        piece: &[u8],
+        piece: &str,
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) {
         if self.whole_pieces_first
-            && let Some(id) = vocabulary.id(piece)
+            && let Some(id) = vocabulary.id(piece.as_bytes())
         {
             out.push(id);
             return;
         }
         let Scratch { symbols, candidates } = scratch;
-        symbols.clear();
         candidates.clear();
-        symbols.extend(piece.iter().enumerate().map(|(at, &byte)| Symbol {
-            id: self.byte_tokens[usize::from(byte)],
-            start: at,
-            end: at + 1,
-            previous: at.checked_sub(1).unwrap_or(NONE),
-            next: if at + 1 < piece.len() { at + 1 } else { NONE },
-        }));
+        self.start(vocabulary, piece, symbols);
+        let piece = piece.as_bytes();
         for left in 0..symbols.len().saturating_sub(1) {
             candidates.extend(self.candidate(vocabulary, piece, symbols, left, left + 1).map(Reverse));
         }
@@ -130,8 +151,37 @@ impl Bpe {
         }
         let mut at = if symbols.is_empty() { NONE } else { 0 };
         while at != NONE {
-            out.push(symbols[at].id);
-            at = symbols[at].next;
+            let Symbol { id, start, end, next, .. } = symbols[at];
+            if id == NO_TOKEN {
+                out.extend(piece[start..end].iter().map(|&byte| self.byte_tokens[usize::from(byte)]));
+            } else {
+                out.push(id);
+            }
+            at = next;
+        }
+    }
+
+    /// The stretches that joining starts from, each linked to its neighbours.
+    fn start(&self, vocabulary: &Vocabulary, piece: &str, symbols: &mut Vec<Symbol>) {
+        symbols.clear();
+        let mut add = |id, start, end| {
+            let at = symbols.len();
+            let previous = at.checked_sub(1).unwrap_or(NONE);
+            let next = if end < piece.len() { at + 1 } else { NONE };
+            symbols.push(Symbol { id, start, end, previous, next });
+        };
+        match self.ranks {
+            Ranks::Scores(_) => {
+                for (at, character) in piece.char_indices() {
+                    let end = at + character.len_utf8();
+                    add(vocabulary.id(&piece.as_bytes()[at..end]).unwrap_or(NO_TOKEN), at, end);
+                }
+            }
+            Ranks::Merges(_) | Ranks::TokenIds => {
+                for (at, byte) in piece.bytes().enumerate() {
+                    add(self.byte_tokens[usize::from(byte)], at, at + 1);
+                }
+            }
         }
     }
 
@@ -149,6 +199,10 @@ impl Bpe {
             Ranks::TokenIds => {
                 let id = vocabulary.id(&piece[symbols[left].start..symbols[right].end])?;
                 (id, id)
+            }
+            Ranks::Scores(ranks) => {
+                let id = vocabulary.id(&piece[symbols[left].start..symbols[right].end])?;
+                (ranks[id as usize], id)
             }
         };
         Some(Candidate { rank, left, right, left_id, right_id, joined })
@@ -169,4 +223,24 @@ fn read_merges(merges: &StringArray, vocabulary: &Vocabulary) -> Result<Merges, 
         ranks.entry(pair).or_insert(joined);
     }
     Ok(ranks)
+}
+
+/// Higher scores get lower ranks, equal ones the same.
+fn rank_of_score(score: f32) -> u32 {
+    // Adding zero makes one zero of two; then the bits of floats sort like integers, negative ones in reverse.
+    let bits = (score + 0.0).to_bits();
+    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    !ascending
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_fall_as_scores_rise() {
+        let scores = [f32::MIN, -1e9, -2.0, -1.5, -0.0, 1e-9, 3.0, f32::MAX];
+        assert!(scores.windows(2).all(|pair| rank_of_score(pair[0]) > rank_of_score(pair[1])));
+        assert_eq!(rank_of_score(0.0), rank_of_score(-0.0));
+    }
 }

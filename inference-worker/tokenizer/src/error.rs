@@ -10,7 +10,9 @@ pub enum TokenizerError {
     #[error("the tokenizer's metadata is unusable")]
     Metadata(#[from] MetadataError),
     /// A tokenizer model that isn't built in.
-    #[error("the tokenizer model `{model}` is not supported; supported: gpt2 (byte-level BPE)")]
+    #[error(
+        "the tokenizer model `{model}` is not supported; supported: gpt2 (byte-level BPE), llama (sentencepiece)"
+    )]
     UnsupportedModel {
         /// `tokenizer.ggml.model`.
         model: String,

@@ -8,7 +8,7 @@ use tandem_gguf::Metadata;
 use crate::bpe::{Bpe, Scratch};
 use crate::error::TokenizerError;
 use crate::split::{PreTokenizer, Splitter};
-use crate::vocabulary::{Kind, Vocabulary};
+use crate::vocabulary::{Kind, Vocabulary, Writing};
 
 /// What to make of a text that spells a control token, such as `<|im_end|>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum SpecialTokens {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     vocabulary: Vocabulary,
-    splitter: Splitter,
+    pieces: Pieces,
     bpe: Bpe,
     control: Search,
     user_defined: Search,
@@ -31,6 +31,15 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
+}
+
+/// What tokens are never joined across.
+#[derive(Debug, Clone)]
+enum Pieces {
+    /// What a pre-tokenizer cuts.
+    Split(Splitter),
+    /// Nothing; but some files put a blank before every text, so that its first word is like any other.
+    Whole { blank_first: bool },
 }
 
 /// Keys whose token ends a generation.
@@ -61,13 +70,21 @@ impl Tokenizer {
     /// # Errors
     /// When the metadata are incomplete or contradict themselves, or name a model or pre-tokenizer that isn't supported.
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
-        let model = metadata.get::<&str>("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(TokenizerError::UnsupportedModel { model: model.to_owned() });
-        }
-        let pre = PreTokenizer::from_name(metadata.get::<&str>("tokenizer.ggml.pre")?)?;
-        let vocabulary = Vocabulary::from_metadata(metadata)?;
-        let bpe = Bpe::from_metadata(metadata, &vocabulary, pre.whole_pieces_first())?;
+        let (vocabulary, pieces, bpe, adds_bos) = match metadata.get::<&str>("tokenizer.ggml.model")? {
+            "gpt2" => {
+                let pre = PreTokenizer::from_name(metadata.get::<&str>("tokenizer.ggml.pre")?)?;
+                let vocabulary = Vocabulary::from_metadata(metadata, Writing::ByteLevel)?;
+                let bpe = Bpe::byte_level(metadata, &vocabulary, pre.whole_pieces_first())?;
+                (vocabulary, Pieces::Split(pre.splitter()), bpe, pre.adds_bos())
+            }
+            "llama" => {
+                let vocabulary = Vocabulary::from_metadata(metadata, Writing::SentencePiece)?;
+                let bpe = Bpe::sentencepiece(metadata, &vocabulary)?;
+                let blank_first = metadata.find::<bool>("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+                (vocabulary, Pieces::Whole { blank_first }, bpe, true)
+            }
+            model => return Err(TokenizerError::UnsupportedModel { model: model.to_owned() }),
+        };
         let token = |key: &'static str| match metadata.find::<u32>(key)? {
             Some(id) if id as usize >= vocabulary.len() => {
                 Err(TokenizerError::NoSuchToken { key, id, tokens: vocabulary.len() })
@@ -86,9 +103,9 @@ impl Tokenizer {
         );
         let bos = token("tokenizer.ggml.bos_token_id")?;
         let eos = token(END_KEYS[0])?;
-        let add_bos = metadata.find::<bool>("tokenizer.ggml.add_bos_token")?.unwrap_or(pre.adds_bos());
+        let add_bos = metadata.find::<bool>("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
         Ok(Tokenizer {
-            splitter: pre.splitter(),
+            pieces,
             bpe,
             control: Search::new(&vocabulary, Kind::Control)?,
             user_defined: Search::new(&vocabulary, Kind::UserDefined)?,
@@ -135,9 +152,17 @@ impl Tokenizer {
     pub(crate) fn encode_text(&self, text: &str, scratch: &mut Scratch, tokens: &mut Vec<u32>) {
         self.user_defined.cut(text, |part| match part {
             Part::Token(id) => tokens.push(id),
-            Part::Text(text) => self.splitter.for_each(text, &mut |piece: &str| {
-                self.bpe.encode(&self.vocabulary, piece.as_bytes(), scratch, tokens);
-            }),
+            Part::Text(text) => match &self.pieces {
+                Pieces::Split(splitter) => splitter.for_each(text, &mut |piece| {
+                    self.bpe.encode(&self.vocabulary, piece, scratch, tokens);
+                }),
+                Pieces::Whole { blank_first: true } => {
+                    self.bpe.encode(&self.vocabulary, &format!(" {text}"), scratch, tokens);
+                }
+                Pieces::Whole { blank_first: false } => {
+                    self.bpe.encode(&self.vocabulary, text, scratch, tokens)
+                }
+            },
         });
     }
 

@@ -152,7 +152,7 @@ fn what_is_not_supported_is_refused_by_name() {
     let model = error(|metadata| drop(metadata.insert("tokenizer.ggml.model", "t5")));
     assert_eq!(
         model.to_string(),
-        "the tokenizer model `t5` is not supported; supported: gpt2 (byte-level BPE)"
+        "the tokenizer model `t5` is not supported; supported: gpt2 (byte-level BPE), llama (sentencepiece)"
     );
     let pre = error(|metadata| drop(metadata.insert("tokenizer.ggml.pre", "tekken"))).to_string();
     assert!(

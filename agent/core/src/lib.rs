@@ -1,0 +1,17 @@
+//! What an agent decides: a host's spec and what is observed there become actions and a report. Pure; time is an argument.
+//!
+//! The generation [`Ledger`] decides what may be obeyed at all, [`reconcile`] what to do next, [`report`] what to say.
+
+mod backoff;
+mod exit;
+mod ledger;
+mod observed;
+mod reconcile;
+mod report;
+
+pub use backoff::restart_delay;
+pub use exit::{Ended, cause};
+pub use ledger::{Ledger, LedgerError, Refused};
+pub use observed::{Credentials, Health, Observation, Observed, Process, Weights};
+pub use reconcile::{Action, Plan, reconcile};
+pub use report::report;

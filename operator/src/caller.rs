@@ -1,31 +1,42 @@
 //! Who calls, and how a refusal reads on the wire.
 
-use tandem_pki::{Identity, Name, peer_identity};
+use tandem_pki::{Identity, Name, peer_identity, peer_serial};
 use tandem_store::StoreError;
 use tonic::{Code, Request, Status};
 
+use crate::cluster::Cluster;
+
 /// A host, by its certificate.
-pub(crate) fn host<T>(request: &Request<T>) -> Result<Name, Status> {
-    match peer_identity(request)? {
+pub(crate) fn host<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, Status> {
+    match identity(cluster, request)? {
         Identity::Host(name) => Ok(name),
         other => Err(wrong_role(&other, "a host's agent")),
     }
 }
 
 /// A gateway, by its certificate.
-pub(crate) fn gateway<T>(request: &Request<T>) -> Result<Name, Status> {
-    match peer_identity(request)? {
+pub(crate) fn gateway<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, Status> {
+    match identity(cluster, request)? {
         Identity::Gateway(name) => Ok(name),
         other => Err(wrong_role(&other, "a gateway")),
     }
 }
 
 /// An admin, by their certificate.
-pub(crate) fn admin<T>(request: &Request<T>) -> Result<Name, Status> {
-    match peer_identity(request)? {
+pub(crate) fn admin<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, Status> {
+    match identity(cluster, request)? {
         Identity::Admin(name) => Ok(name),
         other => Err(wrong_role(&other, "an admin")),
     }
+}
+
+fn identity<T>(cluster: &Cluster, request: &Request<T>) -> Result<Identity, Status> {
+    let identity = peer_identity(request)?;
+    if cluster.is_revoked(&peer_serial(request)?) {
+        tracing::warn!(%identity, from = ?request.remote_addr(), "a revoked certificate was shown");
+        return Err(Status::unauthenticated("this certificate was revoked: join again with a new token"));
+    }
+    Ok(identity)
 }
 
 fn wrong_role(caller: &Identity, wanted: &str) -> Status {

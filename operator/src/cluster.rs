@@ -1,17 +1,18 @@
 //! What all services and the control loop of one operator share.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use tandem_control_api::RouteTable;
 use tandem_pki::CertificateAuthority;
-use tandem_store::{Clock, Store};
+use tandem_store::{Clock, Store, StoreError};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::logs::LogRelay;
+use crate::membership;
 use crate::sessions::Sessions;
 use crate::settings::Timing;
 
@@ -26,6 +27,8 @@ pub(crate) struct Cluster {
     /// Connected gateways: name → where clients reach it.
     gateways: Mutex<BTreeMap<String, (u64, String)>>,
     pub(crate) routes: watch::Sender<Arc<RouteTable>>,
+    /// Serial numbers that nobody is let in with.
+    revoked: RwLock<BTreeSet<String>>,
     /// Term while this operator leads.
     pub(crate) leading: watch::Sender<Option<u64>>,
     /// Makes the control loop look again.
@@ -51,6 +54,7 @@ impl Cluster {
             logs: LogRelay::default(),
             gateways: Mutex::new(BTreeMap::new()),
             routes: watch::Sender::new(Arc::new(RouteTable::default())),
+            revoked: RwLock::default(),
             leading: watch::Sender::new(None),
             wake: Notify::new(),
             shutdown,
@@ -66,6 +70,19 @@ impl Cluster {
         let now = self.now();
         let since = Duration::try_from(now.duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default();
         SystemTime::UNIX_EPOCH + since
+    }
+
+    /// Reads the list of revoked certificates anew.
+    pub(crate) async fn refresh_revoked(&self) -> Result<Vec<String>, StoreError> {
+        let serials = membership::revoked(&*self.store, self.now()).await?;
+        *self.revoked.write().expect("no panic while the list is replaced") =
+            serials.iter().cloned().collect();
+        Ok(serials)
+    }
+
+    /// Whether a certificate of this serial number was revoked.
+    pub(crate) fn is_revoked(&self, serial: &str) -> bool {
+        self.revoked.read().expect("no panic while the list is replaced").contains(serial)
     }
 
     /// A gateway is here, until the guard is dropped.

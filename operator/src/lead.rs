@@ -38,16 +38,17 @@ impl Leadership {
         self.cluster.timing.lease / 3
     }
 
-    /// Takes, renews or raises the lease; the term while this operator leads. `floor` is the newest term that a host has
-    /// obeyed and that the store knows nothing of.
-    pub(crate) async fn keep(&mut self, floor: u64) -> Option<u64> {
+    /// Takes, renews or raises the lease; the term while this operator leads. A new term is above `newest`, the newest that
+    /// anybody has seen; a held one is raised when it is not above `unknown`, a term that hosts have obeyed and that the
+    /// store knows nothing of.
+    pub(crate) async fn keep(&mut self, newest: u64, unknown: u64) -> Option<u64> {
         let before = self.held.as_ref().map(|held| held.lease.term);
         let sent = self.cluster.clock.elapsed();
         let ttl = self.cluster.timing.lease;
-        let raised = self.held.as_ref().is_some_and(|held| held.lease.term <= floor);
+        let raised = self.held.as_ref().is_some_and(|held| held.lease.term <= unknown);
         let outcome = match &self.held {
             Some(held) if !raised => self.cluster.store.renew(&held.lease).await.map(|()| held.lease.clone()),
-            _ => self.cluster.store.acquire(LEASE, &self.holder, ttl, floor).await,
+            _ => self.cluster.store.acquire(LEASE, &self.holder, ttl, newest.max(unknown)).await,
         };
         match outcome {
             Ok(lease) => self.held = Some(Held { lease, until: sent + ttl - ttl / MARGIN }),

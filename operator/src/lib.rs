@@ -8,16 +8,14 @@ pub mod authority;
 mod caller;
 mod cluster;
 mod lead;
+mod logs;
 mod membership;
 mod models;
 mod reconcile;
-mod routes;
 mod run;
 mod serve;
 mod sessions;
 mod settings;
-
-mod logs;
 
 pub use run::{Operator, start};
 pub use settings::{Settings, Timing};

@@ -1,25 +1,28 @@
 //! The control loop: observe → plan → lint → apply → status, level-driven. It sleeps until something changes or something is due.
 
+mod apply;
 mod observe;
+mod routes;
+mod said;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use tandem_control_api::RouteTable;
-use tandem_crds::ConditionStatus;
-use tandem_crds::condition::READY;
+use jiff::Timestamp;
+use tandem_crds::condition::{READY, find};
+use tandem_crds::{ConditionStatus, DeploymentRef, InferenceDeployment};
+use tandem_plan::{HostObservation, Model, Observation, Plan, Resolved, State};
 use tandem_store::{Kind, Selector, StoreError};
 
+use self::observe::Observed;
+use self::said::Said;
 use crate::caller::chain;
 use crate::cluster::Cluster;
 use crate::lead::Leadership;
-use crate::membership;
-use crate::models::Models;
-use crate::routes;
+use crate::models::{Knowledge, Models};
 use crate::serve::ready;
-
-use observe::Observed;
 
 /// How often attention to silence is accounted for.
 const LOOK: Duration = Duration::from_millis(500);
@@ -36,6 +39,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
     let mut control = Control {
         leadership: Leadership::new(Arc::clone(&cluster)),
         models: Arc::new(Models::new()),
+        said: Said::default(),
         version: u64::try_from(cluster.now().as_millisecond()).unwrap_or(1).max(1),
         cluster: Arc::clone(&cluster),
     };
@@ -81,6 +85,7 @@ struct Control {
     cluster: Arc<Cluster>,
     leadership: Leadership,
     models: Arc<Models>,
+    said: Said,
     /// Of the newest route table; starts from the clock, so that it grows over restarts, too.
     version: u64,
 }
@@ -91,7 +96,7 @@ impl Control {
             let sleep = match self.pass().await {
                 Ok(sleep) => sleep,
                 Err(error) if error.is_conflict() => {
-                    tracing::debug!(error = chain(&error), "somebody else was faster: looking again");
+                    tracing::debug!(error = chain(&error), "somebody else was faster: planning anew");
                     Duration::ZERO
                 }
                 Err(error) => {
@@ -107,72 +112,137 @@ impl Control {
         }
     }
 
-    /// One look at everything; how long until the next one is due.
+    /// One look at everything, and the next step; how long until the next look is due.
     async fn pass(&mut self) -> Result<Duration, StoreError> {
         let cluster = Arc::clone(&self.cluster);
         let observed = observe::observe(&cluster).await?;
-        self.publish_routes(&observed).await?;
-        let due = self.leadership.keep(observed.floor()).await;
-        let mut sleep = self.leadership.next_look().min(observed.next_silence);
-        if let Some(term) = due {
-            sleep = sleep.min(self.lead(&observed, term).await?);
+        let revoked = cluster.refresh_revoked().await?;
+        let term = self.leadership.keep(observed.newest_term, observed.unknown_term).await;
+        let due = self.leadership.next_look().min(observed.next_change);
+        // Hosts that this operator has not heard yet are no reason to move anything, nor to take a route away.
+        if observed.settling {
+            return Ok(due);
         }
-        Ok(sleep)
+        let state = self.resolve(&observed, term).await?;
+        let observation =
+            Observation { hosts: observed.presence.clone(), endpoint: endpoint(&cluster, &observed) };
+        let now = cluster.now();
+        let plan = match tandem_plan::plan(&state, &observation, now) {
+            Ok(plan) => plan,
+            Err(outranked) => {
+                tracing::warn!(%outranked, "not planning");
+                return Ok(due);
+            }
+        };
+        let findings: Vec<String> =
+            tandem_plan::lint(&state, &observation, now, &plan).iter().map(ToString::to_string).collect();
+        if !findings.is_empty() {
+            apply::refused(&cluster, &observed, &findings, &mut self.said).await?;
+            return Ok(due);
+        }
+        routes::publish(&cluster.routes, &mut self.version, &plan.routes, revoked);
+        if term.is_some() {
+            self.carry_out(&observed, &plan).await?;
+        }
+        Ok(due.min(self.until_due(&plan, now)))
     }
 
-    /// Every operator tells its own gateways.
-    async fn publish_routes(&mut self, observed: &Observed) -> Result<(), StoreError> {
-        let revoked = membership::revoked(&*self.cluster.store, self.cluster.now()).await?;
-        let table = routes::table(&observed.deployments, &observed.hosts, revoked);
-        let version = &mut self.version;
-        self.cluster.routes.send_if_modified(|known| {
-            if known.version > 0 && known.models == table.models && known.revoked == table.revoked {
-                return false;
-            }
-            *version += 1;
-            *known = Arc::new(RouteTable { version: *version, ..table });
-            true
-        });
+    /// Writes, while leading. The lease is looked at before each kind of write: a pause in between must not let an old leader
+    /// write.
+    async fn carry_out(&mut self, observed: &Observed, plan: &Plan) -> Result<(), StoreError> {
+        let frozen = plan.frozen.as_deref().unwrap_or_default();
+        if self.said.anew("frozen", frozen) && !frozen.is_empty() {
+            tracing::warn!(reason = frozen, "placement is frozen");
+        }
+        for waiting in &plan.waiting {
+            tracing::debug!(
+                workload = waiting.workload,
+                host = waiting.host,
+                reason = waiting.reason,
+                "waiting"
+            );
+        }
+        if self.leadership.term().is_some() {
+            apply::specs(&self.cluster, observed, plan).await?;
+        }
+        if self.leadership.term().is_some() {
+            apply::statuses(&self.cluster, observed, plan).await?;
+            mark_hosts(&self.cluster, observed).await?;
+        }
         Ok(())
     }
 
-    async fn lead(&mut self, observed: &Observed, _term: u64) -> Result<Duration, StoreError> {
-        mark_hosts(&self.cluster, observed).await?;
-        let specs: Vec<_> = observed.deployments.iter().map(|deployment| &deployment.spec).collect();
-        self.models.keep(&*self.cluster.store, &specs).await?;
-        for spec in specs {
-            self.models.look(&self.cluster, spec);
+    /// What is stored, and what is known of each model; begins to find out what is not.
+    async fn resolve(&self, observed: &Observed, term: Option<u64>) -> Result<State, StoreError> {
+        let deployments: Vec<InferenceDeployment> =
+            observed.deployments.values().map(|(_, deployment)| deployment.clone()).collect();
+        if term.is_some() {
+            let specs: Vec<_> = deployments.iter().map(|deployment| &deployment.spec).collect();
+            self.models.keep(&*self.cluster.store, &specs).await?;
         }
-        Ok(LONGEST_SLEEP)
+        let known = |(key, (_, deployment)): (&DeploymentRef, &(_, InferenceDeployment))| {
+            let model = match self.models.look(&self.cluster, &deployment.spec) {
+                Knowledge::Working => Model::Resolving,
+                Knowledge::Failed(sentence) => Model::Failed(sentence),
+                Knowledge::Known(answer) => Model::Resolved(Resolved {
+                    revision: answer.model.revision.clone(),
+                    files: answer.model.files.clone(),
+                    sizing: answer.sizing,
+                }),
+            };
+            (key.clone(), model)
+        };
+        let models =
+            if term.is_some() { observed.deployments.iter().map(known).collect() } else { BTreeMap::new() };
+        Ok(State {
+            // Who doesn't lead plans for the routes alone, and writes nothing.
+            term: term.unwrap_or(observed.newest_term),
+            hosts: observed.hosts.values().map(|(_, host)| host.clone()).collect(),
+            deployments,
+            models,
+        })
     }
+
+    fn until_due(&self, plan: &Plan, now: Timestamp) -> Duration {
+        let planned =
+            plan.wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO));
+        let elapsed = self.cluster.clock.elapsed();
+        let retry = self.models.next_retry().map(|at| at.saturating_sub(elapsed));
+        planned.into_iter().chain(retry).min().unwrap_or(LONGEST_SLEEP)
+    }
+}
+
+/// Where clients reach a gateway: the first by name that is connected here, else one that a host reports.
+fn endpoint(cluster: &Cluster, observed: &Observed) -> Option<String> {
+    let connected = cluster.gateways().into_values().find(|url| !url.is_empty());
+    let reported = || observed.hosts.values().find_map(|(_, host)| host.status.as_ref()?.gateway_url.clone());
+    connected.or_else(reported)
 }
 
 /// A silent host's object says so, and a host that is heard again, too.
 async fn mark_hosts(cluster: &Cluster, observed: &Observed) -> Result<(), StoreError> {
-    for host in &observed.hosts {
-        let Some(object) = &host.reported else { continue };
-        let is =
-            tandem_crds::condition::find(&host.status.conditions, READY).map(|condition| condition.status);
-        let (status, reason, message) = if host.silent {
-            (
+    for (name, (object, host)) in &observed.hosts {
+        let (Some(status), Some(presence)) = (&host.status, observed.presence.get(name)) else { continue };
+        let (answer, reason, message) = match presence {
+            HostObservation::Unknown { .. } => (
                 ConditionStatus::Unknown,
                 "Silent",
                 "the host's agent is not heard; what runs there may go on serving",
-            )
-        } else if host.heard {
-            (ConditionStatus::True, "Reporting", "the agent reports")
-        } else {
-            continue;
+            ),
+            HostObservation::Known(_) => (ConditionStatus::True, "Reporting", "the agent reports"),
         };
-        if is == Some(status) {
+        if find(&status.conditions, READY).map(|condition| condition.status) == Some(answer) {
             continue;
         }
-        let mut new = host.status.clone();
+        // A spec written in this pass has changed the version; a newer report leaves this to the next pass.
+        let newest = cluster.store.get(&object.key).await?;
+        let Some(object) = newest.filter(|newest| newest.status() == object.status()) else { continue };
+        let mut new = status.clone();
         new.conditions.retain(|condition| condition.type_ != READY);
-        new.conditions.insert(0, ready(object, status, reason, message, cluster.now()));
-        let new = serde_json::to_value(new).expect("a status is JSON");
+        new.conditions.insert(0, ready(&object, answer, reason, message, cluster.now()));
+        let new = serde_json::to_value(new).expect("API types are JSON");
         cluster.store.replace_status(&object.key, &object.version, new).await?;
-        tracing::info!(host = host.name, ?status, "host's Ready condition changed");
+        tracing::info!(host = name, ready = ?answer, "a host's Ready condition has turned");
     }
     Ok(())
 }

@@ -93,6 +93,7 @@ pub async fn start(settings: Settings) -> Result<Operator> {
 
     let shutdown = CancellationToken::new();
     let cluster = Arc::new(Cluster::new(store, clock, authority, settings.timing, shutdown.clone()));
+    cluster.refresh_revoked().await?;
     let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
     let server = tokio::spawn(async move { serve::run(cluster, listener, &credentials).await });
     tracing::info!(%address, url, version = env!("CARGO_PKG_VERSION"), "operator listens");

@@ -116,6 +116,7 @@ impl Sessions {
         inner.attention.keep(|host| hosts.iter().any(|known| known == host));
         let known = |host: &String| hosts.contains(host);
         inner.last_seen.retain(|host, _| known(host));
+        inner.terms.retain(|host, _| known(host));
     }
 
     /// How long a host has been silent.
@@ -129,9 +130,9 @@ impl Sessions {
         (inner.connected.contains_key(host), inner.last_seen.get(host).copied())
     }
 
-    /// The newest term that any host has obeyed.
-    pub(crate) fn highest_term(&self) -> u64 {
-        self.lock().terms.values().copied().max().unwrap_or(0)
+    /// The newest term that a host says it has obeyed.
+    pub(crate) fn obeyed_term(&self, host: &str) -> u64 {
+        self.lock().terms.get(host).copied().unwrap_or(0)
     }
 
     /// Says something to a host, if it is connected and its outbox has room.

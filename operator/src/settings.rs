@@ -25,7 +25,7 @@ pub struct Timing {
     pub report_interval: Duration,
     /// A host silent for longer is unknown.
     pub silent_after: Duration,
-    /// How long hosts may take to report after this operator started, before their silence counts.
+    /// How long hosts may take to report after this operator started. Nothing is planned before all have, or this is over.
     pub boot_grace: Duration,
     /// How long a lease on leading holds without renewal.
     pub lease: Duration,
@@ -36,7 +36,7 @@ impl Default for Timing {
         Self {
             report_interval: Duration::from_secs(1),
             silent_after: Duration::from_secs(5),
-            boot_grace: Duration::from_secs(30),
+            boot_grace: Duration::from_secs(10),
             lease: Duration::from_secs(10),
         }
     }

@@ -76,11 +76,14 @@ async fn a_taken_name_needs_a_token_of_its_own_and_revokes_the_former_holder() {
     let world = World::start().await;
     let mut gateway = world.gateway("edge").await;
     let any = world.token(Role::Host, "").await;
-    world.join(Role::Host, "mac-a").await;
+    let former = world.join(Role::Host, "mac-a").await;
     let sentence = refused(world.join_with(&any, Role::Host, "mac-a").await);
     assert!(sentence.contains("has joined already"), "{sentence}");
     world.join(Role::Host, "mac-a").await;
     gateway.table("a revoked serial", |table| table.revoked.len() == 1).await;
+    let status = Host::connect(&world.url, "mac-a", former, 0).await.err().unwrap();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.message().contains("revoked"), "{status}");
 }
 
 #[tokio::test]

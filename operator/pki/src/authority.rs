@@ -12,6 +12,7 @@ use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
 use time::OffsetDateTime;
 
+use crate::identity::hex_of_serial;
 use crate::{Credentials, Fingerprint, Identity};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -168,7 +169,7 @@ impl CertificateAuthority {
             certificate_pem: certificate.pem(),
             ca_pem: self.certificate_pem.clone(),
             not_after,
-            serial: hex::encode(serial),
+            serial: hex_of_serial(&serial),
         })
     }
 
@@ -280,6 +281,7 @@ mod tests {
         assert_eq!(issued.not_after, 2_000_000_000 + 90 * 24 * 3600);
         let der = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
         assert_eq!(Identity::of_certificate(&der).unwrap(), worker);
+        assert_eq!(crate::serial_of_certificate(&der).unwrap(), issued.serial);
     }
 
     #[test]

@@ -200,6 +200,31 @@ pub fn peer_identity<T>(request: &Request<T>) -> Result<Identity, NotIdentified>
     Identity::of_certificate(certificates.first().ok_or(NotIdentified::NoCertificate)?)
 }
 
+/// The serial number of the certificate that the peer of this request showed, as [`crate::Issued::serial`] writes it:
+/// what lists of revoked certificates are searched for.
+///
+/// # Errors
+/// As [`peer_identity`].
+pub fn peer_serial<T>(request: &Request<T>) -> Result<String, NotIdentified> {
+    let certificates = request.peer_certs().ok_or(NotIdentified::NoCertificate)?;
+    serial_of_certificate(certificates.first().ok_or(NotIdentified::NoCertificate)?)
+}
+
+/// As [`peer_serial`], of a certificate in DER.
+///
+/// # Errors
+/// When it is no certificate.
+pub fn serial_of_certificate(der: &[u8]) -> Result<String, NotIdentified> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotIdentified::NotACertificate)?;
+    Ok(hex_of_serial(certificate.raw_serial()))
+}
+
+/// DER writes integers with or without a zero in front, by their highest bit; a serial number is the same either way.
+pub(crate) fn hex_of_serial(bytes: &[u8]) -> String {
+    let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
+    hex::encode(&bytes[start..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,9 @@ pub use authority::{
 };
 pub use credentials::{ClientCertificates, Credentials, CredentialsError};
 pub use enroll::{EnrollError, Enrollment, fetch_pinned_ca, join};
-pub use identity::{BadName, Identity, Name, NotIdentified, peer_identity};
+pub use identity::{
+    BadName, Identity, Name, NotIdentified, peer_identity, peer_serial, serial_of_certificate,
+};
 pub use token::{BadToken, Fingerprint, JoinToken};
 
 /// Makes ring the process's TLS provider. Harmless when one is installed already; every binary calls it first.

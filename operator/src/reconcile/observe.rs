@@ -1,27 +1,31 @@
-//! Observe: the store's objects, typed, and who is silent. Changes nothing.
+//! Observe: the store's objects, typed, and which hosts are heard. Changes nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandem_store::{Key, Kind, Object, Selector, StoreError};
+use tandem_crds::{DeploymentRef, InferenceDeployment, InferenceHost};
+use tandem_plan::HostObservation;
+use tandem_store::{Kind, Object, Selector, StoreError};
 
 use crate::cluster::Cluster;
-use crate::routes::{RoutedDeployment, RoutedHost};
 
 /// Everything that one look sees.
 pub(super) struct Observed {
-    pub(super) deployments: Vec<RoutedDeployment>,
-    pub(super) hosts: Vec<RoutedHost>,
-    /// Newest term that a connected host has obeyed and the store knows nothing of.
-    beyond: u64,
-    /// How long until the next host that is heard now would count as silent.
-    pub(super) next_silence: Duration,
-}
-
-impl Observed {
-    /// A leader's term has to be above this: what hosts have obeyed and what stands in the store.
-    pub(super) fn floor(&self) -> u64 {
-        self.beyond
-    }
+    /// As read, for the versions that writes have to state.
+    pub(super) deployments: BTreeMap<DeploymentRef, (Object, InferenceDeployment)>,
+    /// As read, by name.
+    pub(super) hosts: BTreeMap<String, (Object, InferenceHost)>,
+    /// Which of them are heard.
+    pub(super) presence: BTreeMap<String, HostObservation>,
+    /// Newest term in any host's spec or report: a new leader starts above it.
+    pub(super) newest_term: u64,
+    /// Newest term that a host has obeyed and its spec in the store is older than: the store was restored from a backup. The
+    /// leader has to rise above it.
+    pub(super) unknown_term: u64,
+    /// Whether hosts that have reported before may still be about to report to this operator, which has just started.
+    pub(super) settling: bool,
+    /// How long until time alone changes what is seen.
+    pub(super) next_change: Duration,
 }
 
 /// Looks at everything.
@@ -31,54 +35,60 @@ pub(super) async fn observe(cluster: &Cluster) -> Result<Observed, StoreError> {
     let names: Vec<String> = hosts.objects.iter().map(|host| host.key.name.clone()).collect();
     cluster.sessions.expect(&names);
     cluster.sessions.look(cluster.clock.elapsed());
-
-    let mut next_silence = Duration::MAX;
-    let timing = &cluster.timing;
-    let hosts = hosts.objects.into_iter().filter_map(|object| {
-        let silence = cluster.sessions.silence(&object.key.name)?;
-        let patience =
-            if silence.ever_heard { timing.silent_after } else { timing.boot_grace.max(timing.silent_after) };
-        let silent = silence.lasted >= patience;
-        if !silent {
-            next_silence = next_silence.min(patience - silence.lasted);
+    let mut observed = Observed {
+        deployments: BTreeMap::new(),
+        hosts: BTreeMap::new(),
+        presence: BTreeMap::new(),
+        newest_term: 0,
+        unknown_term: 0,
+        settling: false,
+        next_change: Duration::MAX,
+    };
+    for object in deployments.objects {
+        let key = DeploymentRef { namespace: object.key.namespace.clone(), name: object.key.name.clone() };
+        if let Some(deployment) = typed(&object) {
+            observed.deployments.insert(key, (object, deployment));
         }
-        Some(RoutedHost {
-            spec: typed(&object.key, object.spec())?,
-            status: typed(&object.key, object.status()).unwrap_or_default(),
-            name: object.key.name.clone(),
-            silent,
-            heard: silence.ever_heard,
-            reported: Some(object).filter(|object| !object.status().is_null()),
-        })
-    });
-    let hosts: Vec<RoutedHost> = hosts.collect();
-    let beyond = 0;
-    let deployments = deployments.objects.into_iter().filter_map(deployment).collect();
-    Ok(Observed { deployments, hosts, beyond, next_silence })
+    }
+    for object in hosts.objects {
+        let Some(host) = typed::<InferenceHost>(&object) else { continue };
+        observed.see(cluster, &object.key.name, &host);
+        observed.hosts.insert(object.key.name.clone(), (object, host));
+    }
+    Ok(observed)
 }
 
-fn deployment(object: Object) -> Option<RoutedDeployment> {
-    Some(RoutedDeployment {
-        spec: typed(&object.key, object.spec())?,
-        created: object.json["metadata"]["creationTimestamp"]
-            .as_str()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_default(),
-        uid: object.uid().to_owned(),
-        namespace: object.key.namespace,
-        name: object.key.name,
-    })
+impl Observed {
+    fn see(&mut self, cluster: &Cluster, name: &str, host: &InferenceHost) {
+        let reported = host.status.as_ref().and_then(|status| status.observed_term).unwrap_or(0);
+        let obeyed = cluster.sessions.obeyed_term(name).max(reported);
+        self.newest_term = self.newest_term.max(obeyed).max(host.spec.term);
+        if obeyed > host.spec.term {
+            self.unknown_term = self.unknown_term.max(obeyed);
+        }
+        // A host that has never reported is absent: there is nothing to say about it.
+        let (Some(status), Some(silence)) = (&host.status, cluster.sessions.silence(name)) else { return };
+        let timing = &cluster.timing;
+        let presence = if silence.ever_heard && silence.lasted < timing.silent_after {
+            self.next_change = self.next_change.min(timing.silent_after - silence.lasted);
+            HostObservation::Known(Box::new(status.clone()))
+        } else {
+            if !silence.ever_heard && silence.lasted < timing.boot_grace {
+                self.settling = true;
+                self.next_change = self.next_change.min(timing.boot_grace - silence.lasted);
+            }
+            HostObservation::Unknown { since: cluster.now() - silence.lasted }
+        };
+        self.presence.insert(name.to_owned(), presence);
+    }
 }
 
 /// The store admits only what parses; an object that does not is of another release, and left alone.
-fn typed<T: serde::de::DeserializeOwned>(key: &Key, value: &serde_json::Value) -> Option<T> {
-    if value.is_null() {
-        return None;
-    }
-    match serde_json::from_value(value.clone()) {
+fn typed<T: serde::de::DeserializeOwned>(object: &Object) -> Option<T> {
+    match serde_json::from_value(object.json.clone()) {
         Ok(value) => Some(value),
         Err(error) => {
-            tracing::error!(object = %key, %error, "this release can't read the object: it is left alone");
+            tracing::error!(object = %object.key, %error, "this release can't read the object: it is left alone");
             None
         }
     }

@@ -38,7 +38,7 @@ impl agents_server::Agents for Agents {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Downstream>, Status> {
-        let host = caller::host(&request)?;
+        let host = caller::host(&self.0, &request)?;
         let cluster = &self.0;
         let mut upstream = request.into_inner();
         let first = tokio::time::timeout(STEP, upstream.message())
@@ -67,7 +67,7 @@ impl agents_server::Agents for Agents {
     }
 
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
-        let host = caller::host(&request)?;
+        let host = caller::host(&self.0, &request)?;
         let cluster = &self.0;
         let request = request.into_inner();
         let bad_name = |error: tandem_pki::BadName| Status::invalid_argument(error.to_string());

@@ -111,6 +111,7 @@ impl enrollment_server::Enrollment for Enrollment {
             .map_err(refusal)?;
         tracing::info!(%identity, ?from, serial = issued.serial, "joined");
         if known {
+            cluster.refresh_revoked().await.map_err(refusal)?;
             cluster.wake.notify_one();
         }
         Ok(Response::new(Certificate {

@@ -56,7 +56,7 @@ impl fleet_server::Fleet for Fleet {
         &self,
         request: Request<JoinTokenRequest>,
     ) -> Result<Response<JoinToken>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::admin(&self.0, &request)?;
         let request = request.into_inner();
         let role = request.role();
         let named = match role {
@@ -86,7 +86,7 @@ impl fleet_server::Fleet for Fleet {
     }
 
     async fn cordon(&self, request: Request<CordonRequest>) -> Result<Response<Object>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::admin(&self.0, &request)?;
         let CordonRequest { host, unschedulable } = request.into_inner();
         let answer = self
             .change(&host, |spec| {
@@ -101,7 +101,7 @@ impl fleet_server::Fleet for Fleet {
     }
 
     async fn drain(&self, request: Request<DrainHostRequest>) -> Result<Response<Object>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::admin(&self.0, &request)?;
         let DrainHostRequest { host } = request.into_inner();
         let answer = self
             .change(&host, |spec| {
@@ -114,7 +114,7 @@ impl fleet_server::Fleet for Fleet {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        caller::admin(&request)?;
+        caller::admin(&self.0, &request)?;
         let cluster = &self.0;
         let listing = cluster.store.list(&Selector::all(Kind::InferenceHost)).await.map_err(refusal)?;
         let hosts = listing.objects.iter().map(|object| {
@@ -141,7 +141,7 @@ impl fleet_server::Fleet for Fleet {
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Chunks>, Status> {
-        caller::admin(&request)?;
+        caller::admin(&self.0, &request)?;
         let request = request.into_inner();
         let sources = self.sources(&request).await?;
         let lines = if request.tail_lines == 0 { DEFAULT_LINES } else { request.tail_lines };

@@ -23,7 +23,7 @@ impl gateways_server::Gateways for Gateways {
     type RoutesStream = Tables;
 
     async fn routes(&self, request: Request<RoutesRequest>) -> Result<Response<Tables>, Status> {
-        let gateway = caller::gateway(&request)?;
+        let gateway = caller::gateway(&self.0, &request)?;
         let request = request.into_inner();
         Protocol::agree(request.protocol.as_ref()).map_err(Status::failed_precondition)?;
         if request.url.len() > LONGEST_URL {

@@ -75,7 +75,7 @@ impl objects_server::Objects for Objects {
     type WatchStream = Events;
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::admin(&self.0, &request)?;
         let request = request.into_inner();
         let manifest: Value = serde_json::from_str(&request.manifest_json)
             .map_err(|error| Status::invalid_argument(format!("the manifest is not JSON: {error}")))?;
@@ -104,7 +104,7 @@ impl objects_server::Objects for Objects {
     }
 
     async fn get(&self, request: Request<ObjectRef>) -> Result<Response<Object>, Status> {
-        caller::admin(&request)?;
+        caller::admin(&self.0, &request)?;
         let key = key(Some(request.get_ref()))?;
         let object = self.0.store.get(&key).await.map_err(refusal)?;
         let object = object.ok_or_else(|| Status::not_found(format!("there is no {key}")))?;
@@ -112,14 +112,14 @@ impl objects_server::Objects for Objects {
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ObjectList>, Status> {
-        caller::admin(&request)?;
+        caller::admin(&self.0, &request)?;
         let listing = self.0.store.list(&selector(request.get_ref())?).await.map_err(refusal)?;
         let json = listing.objects.iter().map(shown).collect();
         Ok(Response::new(ObjectList { json, resource_version: listing.version.0 }))
     }
 
     async fn watch(&self, request: Request<ListRequest>) -> Result<Response<Events>, Status> {
-        caller::admin(&request)?;
+        caller::admin(&self.0, &request)?;
         let watch = self.0.store.watch(selector(request.get_ref())?, None).await.map_err(refusal)?;
         let events = watch.map(|event| {
             use object_event::Type;
@@ -137,7 +137,7 @@ impl objects_server::Objects for Objects {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::admin(&self.0, &request)?;
         let key = key(request.get_ref().r#ref.as_ref())?;
         self.0.store.delete(&key, None).await.map_err(refusal)?;
         tracing::info!(%admin, object = %key, "deleted");
@@ -145,7 +145,7 @@ impl objects_server::Objects for Objects {
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<Object>, Status> {
-        let admin = caller::admin(&request)?;
+        let admin = caller::admin(&self.0, &request)?;
         let key = key(request.get_ref().r#ref.as_ref())?;
         let replicas = request.get_ref().replicas;
         let object = self.0.store.scale(&key, replicas, SCALER).await.map_err(refusal)?;
@@ -154,7 +154,7 @@ impl objects_server::Objects for Objects {
     }
 
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<EventList>, Status> {
-        caller::admin(&request)?;
+        caller::admin(&self.0, &request)?;
         let key = key(request.get_ref().r#ref.as_ref())?;
         let events = self.0.store.events(&key).await.map_err(refusal)?;
         let json =

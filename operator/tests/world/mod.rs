@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::gateways_client::GatewaysClient;
@@ -18,7 +19,8 @@ use tandem_control_api::{
 };
 use tandem_operator::{Operator, Settings, Timing};
 use tandem_pki::{Credentials, EnrollError, Enrollment, Identity};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
@@ -296,4 +298,135 @@ pub(crate) fn obedient(spec: &Value, memory: u64) -> Value {
     status["observedGeneration"] = spec["generation"].clone();
     status["observedTerm"] = spec["term"].clone();
     status
+}
+
+/// A host that does at once what it is told, until it is killed.
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    pub(crate) credentials: Credentials,
+    specs: watch::Receiver<Value>,
+    task: JoinHandle<()>,
+}
+
+impl Machine {
+    /// Ends its agent: it reports no more, and its connection closes.
+    pub(crate) fn kill(&self) {
+        self.task.abort();
+    }
+
+    /// The newest spec that it was told, once it is as wanted.
+    pub(crate) async fn spec(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        within(what, self.specs.wait_for(|spec| wanted(spec))).await.expect("the machine runs").clone()
+    }
+
+    /// The newest spec that it was told.
+    pub(crate) fn told(&self) -> Value {
+        self.specs.borrow().clone()
+    }
+
+    /// Ids and start numbers of what it runs.
+    pub(crate) fn runs(&self) -> Vec<(String, u64)> {
+        workloads(&self.told())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(crate) fn workloads(spec: &Value) -> Vec<(String, u64)> {
+    let workloads = spec["workloads"].as_array().into_iter().flatten();
+    workloads.map(|w| (w["id"].as_str().unwrap().to_owned(), w["epoch"].as_u64().unwrap())).collect()
+}
+
+impl World {
+    /// A new host with this much memory for workloads.
+    pub(crate) async fn machine(&self, name: &str, memory: u64) -> Machine {
+        let credentials = self.join(Role::Host, name).await;
+        self.machine_with(name, credentials, memory, Value::Null).await
+    }
+
+    /// A host that has joined before, and what it still runs.
+    pub(crate) async fn machine_with(
+        &self,
+        name: &str,
+        credentials: Credentials,
+        memory: u64,
+        ran: Value,
+    ) -> Machine {
+        let (told, specs) = watch::channel(ran);
+        let (url, own, identity) = (self.url.clone(), name.to_owned(), credentials.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let term = told.borrow()["term"].as_u64().unwrap_or(0);
+                // An operator that is being restarted is dialled again.
+                let Ok(mut host) = Host::connect(&url, &own, identity.clone(), term).await else {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                };
+                let mut beat = tokio::time::interval(Duration::from_millis(50));
+                loop {
+                    tokio::select! {
+                        _ = beat.tick() => {
+                            let report = HostReport { status_json: obedient(&told.borrow(), memory).to_string() };
+                            let message = AgentMessage { message: Some(agent_message::Message::Report(report)) };
+                            if host.up.send(message).await.is_err() {
+                                break;
+                            }
+                        }
+                        message = host.down.message() => match message.map(|message| message.and_then(|m| m.message)) {
+                            Ok(Some(Down::Spec(spec))) => {
+                                let spec: Value = serde_json::from_str(&spec.spec_json).unwrap();
+                                // As an agent's ledger has it: never an older term, never a lower start number.
+                                assert!(spec["term"].as_u64() >= told.borrow()["term"].as_u64(), "{own}: the term goes back");
+                                for (id, epoch) in workloads(&told.borrow()) {
+                                    let now = workloads(&spec).into_iter().find(|(other, _)| *other == id);
+                                    assert!(now.is_none_or(|(_, now)| now >= epoch), "{own}: an epoch of {id} goes back");
+                                }
+                                told.send_replace(spec);
+                                beat.reset_immediately();
+                            }
+                            Ok(Some(_)) => {}
+                            Ok(None) | Err(_) => break,
+                        },
+                    }
+                }
+            }
+        });
+        Machine { name: name.into(), credentials, specs, task }
+    }
+
+    /// A folder with a small model that the engine can size, as a source. Its only quant is `F32`.
+    pub(crate) fn source(&self) -> String {
+        let folder = self.dir.path().join("model");
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = tandem_reference::file::random_file(&tandem_reference::dense::Dense::llama().minute(), 7);
+        let digest: String = Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
+        std::fs::write(folder.join("tiny-F32.gguf"), file).unwrap();
+        std::fs::write(folder.join("SHA256SUMS"), format!("{digest}  tiny-F32.gguf\n")).unwrap();
+        format!("file://{}", folder.display())
+    }
+
+    /// A deployment of that model.
+    pub(crate) fn deployment(&self, name: &str, host_failures: u32) -> Value {
+        json!({
+            "apiVersion": "inference.tandem.dev/v1alpha1",
+            "kind": "InferenceDeployment",
+            "metadata": {"name": name, "namespace": "llm"},
+            "spec": {
+                "model": {"name": name, "source": self.source()},
+                "quant": "F32",
+                "context": {"tokens": 32},
+                "redundancy": {"hostFailures": host_failures, "replaceAfterSeconds": 1},
+            },
+        })
+    }
+}
+
+/// The status of a deployment's condition.
+pub(crate) fn condition<'a>(object: &'a Value, name: &str) -> &'a Value {
+    let conditions = object["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+    conditions.iter().find(|condition| condition["type"] == name).unwrap_or(&Value::Null)
 }

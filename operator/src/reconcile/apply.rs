@@ -1,0 +1,116 @@
+//! Apply: writes what a plan says, by the versions that it was made from. A write that comes too late ends the pass: the next
+//! one plans anew.
+
+use serde_json::Value;
+use tandem_crds::condition::{DEGRADED, READY, RECONCILING, REDUNDANT, STALLED};
+use tandem_crds::{Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus};
+use tandem_plan::{Plan, Step};
+use tandem_store::{EventNote, Key, Object, Severity, StoreError};
+
+use super::observe::Observed;
+use super::said::Said;
+use crate::MANAGER;
+use crate::cluster::Cluster;
+
+/// Writes the specs of hosts, and notes each step that was taken.
+pub(super) async fn specs(cluster: &Cluster, observed: &Observed, plan: &Plan) -> Result<(), StoreError> {
+    for (host, spec) in &plan.specs {
+        let Some((object, _)) = observed.hosts.get(host) else { continue };
+        let mut new = object.clone();
+        new.json["spec"] = json(spec);
+        cluster.store.replace(&new, MANAGER).await?;
+        let taken: Vec<&Step> = plan.steps.iter().filter(|step| step.host == *host).collect();
+        for step in &taken {
+            tracing::info!(%step, "step taken");
+        }
+        cluster.store.record_events(taken.into_iter().filter_map(note_of_step).collect()).await?;
+    }
+    Ok(())
+}
+
+/// Writes the statuses that differ, and notes each condition that has turned.
+pub(super) async fn statuses(cluster: &Cluster, observed: &Observed, plan: &Plan) -> Result<(), StoreError> {
+    for (key, status) in &plan.statuses {
+        let Some((object, deployment)) = observed.deployments.get(key) else { continue };
+        if deployment.status.as_ref() == Some(status) {
+            continue;
+        }
+        cluster.store.replace_status(&object.key, &object.version, json(status)).await?;
+        let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        cluster.store.record_events(turned(&object.key, before, status)).await?;
+    }
+    Ok(())
+}
+
+/// Says loudly that a plan was refused.
+pub(super) async fn refused(
+    cluster: &Cluster,
+    observed: &Observed,
+    findings: &[String],
+    said: &mut Said,
+) -> Result<(), StoreError> {
+    let text = findings.join("; ");
+    if !said.anew("lint", &text) {
+        return Ok(());
+    }
+    tracing::error!(findings = text, "the plan breaks its own rules: nothing of it is applied");
+    let note = |object: &Object| EventNote {
+        about: object.key.clone(),
+        severity: Severity::Warning,
+        reason: "PlanRefused".to_owned(),
+        message: format!("the operator's plan breaks its own rules, so nothing is changed: {text}"),
+    };
+    cluster.store.record_events(observed.deployments.values().map(|(object, _)| note(object)).collect()).await
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).expect("API types are JSON")
+}
+
+fn note_of_step(step: &Step) -> Option<EventNote> {
+    use tandem_plan::Action;
+    let about = key(step.deployment()?);
+    let (reason, what) = match &step.action {
+        Action::Lead { .. } => return None,
+        Action::Start { workload, .. } => ("Starting", format!("{workload} on {}", step.host)),
+        Action::Replace { workload, .. } => ("Replacing", format!("{workload} on {}", step.host)),
+        Action::Revise { workload, .. } => ("Revising", format!("{workload} on {}", step.host)),
+        Action::Stop { workload, .. } => ("Stopping", format!("{workload} on {}", step.host)),
+    };
+    let message = format!("{what}: {}", step.reason);
+    Some(EventNote { about, severity: Severity::Normal, reason: reason.to_owned(), message })
+}
+
+fn key(deployment: &DeploymentRef) -> Key {
+    Key::deployment(&deployment.namespace, &deployment.name)
+}
+
+/// Conditions whose answer or reason is another than before.
+fn turned(about: &Key, before: &[Condition], after: &InferenceDeploymentStatus) -> Vec<EventNote> {
+    let is_new = |condition: &&Condition| {
+        let before = before.iter().find(|known| known.type_ == condition.type_);
+        before.is_none_or(|known| known.status != condition.status || known.reason != condition.reason)
+    };
+    let notable = |condition: &&Condition| condition.type_ != RECONCILING && !condition.reason.is_empty();
+    after
+        .conditions
+        .iter()
+        .filter(is_new)
+        .filter(notable)
+        .map(|condition| note_of_condition(about, condition))
+        .collect()
+}
+
+fn note_of_condition(about: &Key, condition: &Condition) -> EventNote {
+    let bad = match condition.type_.as_str() {
+        READY | REDUNDANT => condition.status == ConditionStatus::False,
+        DEGRADED | STALLED => condition.status == ConditionStatus::True,
+        _ => false,
+    };
+    EventNote {
+        about: about.clone(),
+        severity: if bad { Severity::Warning } else { Severity::Normal },
+        reason: condition.reason.clone(),
+        message: format!("{}: {}", condition.type_, condition.message),
+    }
+}

@@ -1,0 +1,54 @@
+//! Routes: from a plan to what gateways are told.
+
+use std::sync::Arc;
+
+use tandem_control_api::{ModelRoute, Replica, RouteTable};
+use tandem_plan::Route;
+use tokio::sync::watch;
+
+/// Publishes the newest table, if it is another, under the next version.
+pub(super) fn publish(
+    to: &watch::Sender<Arc<RouteTable>>,
+    version: &mut u64,
+    routes: &[Route],
+    revoked: Vec<String>,
+) {
+    let models: Vec<ModelRoute> = routes.iter().map(model).collect();
+    to.send_if_modified(|known| {
+        if known.version > 0 && known.models == models && known.revoked == revoked {
+            return false;
+        }
+        *version += 1;
+        *known = Arc::new(RouteTable { version: *version, models, revoked });
+        true
+    });
+}
+
+fn model(route: &Route) -> ModelRoute {
+    let sampling = route.sampling.as_ref();
+    ModelRoute {
+        name: route.model.clone(),
+        namespace: route.deployment.namespace.clone(),
+        deployment: route.deployment.name.clone(),
+        owns_short_name: route.owns_short_name,
+        replicas: route.replicas.iter().map(replica).collect(),
+        sampling_json: sampling.map_or_else(String::new, |sampling| {
+            serde_json::to_string(sampling).expect("API types are JSON")
+        }),
+        context_tokens: route.context_tokens,
+        created: u64::try_from(route.created.as_second()).unwrap_or(0),
+    }
+}
+
+fn replica(replica: &tandem_plan::Replica) -> Replica {
+    Replica {
+        workload: replica.workload.clone(),
+        epoch: replica.epoch,
+        host: replica.host.clone(),
+        address: replica.address.clone(),
+        server_name: replica.server_name.clone(),
+        numerics_id: replica.numerics_id.clone(),
+        quant: replica.quant.clone(),
+        draining: replica.draining,
+    }
+}

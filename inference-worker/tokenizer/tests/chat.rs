@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 use support::{Special, control, metadata};
+use tandem_gguf::Metadata;
 use tandem_tokenizer::{ChatError, ChatInput, ChatTemplate, RenderedPrompt, SpecialTokens, Tokenizer};
 
 const KIMI: &str = include_str!("templates/kimi.jinja");
@@ -36,20 +37,27 @@ struct Model {
     template: ChatTemplate,
 }
 
+/// A vocabulary with Kimi's control tokens, without a template.
+static METADATA: LazyLock<Metadata> = LazyLock::new(|| {
+    let special: Vec<Special> = CONTROL_TOKENS.map(control).into();
+    let mut metadata = metadata("kimi-k2", &special);
+    metadata.insert("tokenizer.ggml.bos_token_id", 420u32);
+    metadata.insert("tokenizer.ggml.eos_token_id", 421u32);
+    metadata
+});
+
+static TOKENIZER: LazyLock<Arc<Tokenizer>> =
+    LazyLock::new(|| Arc::new(Tokenizer::from_metadata(&METADATA).expect("the test vocabulary is whole")));
+
 impl Model {
     fn new(template: Option<&str>) -> Model {
         Self::try_new(template).expect("the template compiles")
     }
 
     fn try_new(template: Option<&str>) -> Result<Model, ChatError> {
-        let special: Vec<Special> = CONTROL_TOKENS.map(control).into();
-        let mut metadata = metadata("kimi-k2", &special);
-        metadata.insert("tokenizer.ggml.bos_token_id", 420u32);
-        metadata.insert("tokenizer.ggml.eos_token_id", 421u32);
-        if let Some(template) = template {
-            metadata.insert("tokenizer.chat_template", template);
-        }
-        let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata).expect("the test vocabulary is whole"));
+        let metadata: Metadata =
+            template.map(|template| ("tokenizer.chat_template", template)).into_iter().collect();
+        let tokenizer = Arc::clone(&TOKENIZER);
         let template = ChatTemplate::from_metadata(&metadata, Arc::clone(&tokenizer))?;
         Ok(Model { tokenizer, template })
     }
@@ -328,16 +336,13 @@ fn the_date_is_the_one_passed_in() {
 
 #[test]
 fn bos_comes_first_exactly_once() {
-    let special: Vec<Special> = CONTROL_TOKENS.map(control).into();
+    let mut metadata = METADATA.clone();
+    metadata.insert("tokenizer.ggml.add_bos_token", true);
+    let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata).unwrap());
     for template in ["{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"] {
-        let mut metadata = metadata("kimi-k2", &special);
-        metadata.insert("tokenizer.ggml.bos_token_id", 420u32);
-        metadata.insert("tokenizer.ggml.add_bos_token", true);
         metadata.insert("tokenizer.chat_template", template);
-        let tokenizer = Arc::new(Tokenizer::from_metadata(&metadata).unwrap());
-        let template = ChatTemplate::from_metadata(&metadata, tokenizer).unwrap();
-        let prompt =
-            Model { tokenizer: Arc::new(support::tokenizer("kimi-k2", &special)), template }.ask(user("the"));
+        let template = ChatTemplate::from_metadata(&metadata, Arc::clone(&tokenizer)).unwrap();
+        let prompt = Model { tokenizer: Arc::clone(&tokenizer), template }.ask(user("the"));
         assert_eq!(prompt.tokens.iter().filter(|&&id| id == 420).count(), 1);
         assert_eq!(prompt.tokens[0], 420);
     }

@@ -220,16 +220,14 @@ impl Opened {
     /// As [`Opened::files`].
     pub fn first_file(path: &Path, purpose: impl FnOnce(&ModelShape) -> Purpose) -> Result<Self, LoadError> {
         let files = ModelFiles::open(path, "unverified")?;
-        let shape =
-            ModelShape::read(&tandem_engine::keys::Keys::new(files.headers())).map_err(PlanError::from)?;
+        let shape = ModelShape::read(files.headers()).map_err(PlanError::from)?;
         Self::new(files, &purpose(&shape))
     }
 
     fn new(files: ModelFiles, purpose: &Purpose) -> Result<Self, LoadError> {
         let config = purpose.engine_config();
         let plan = plan(files.headers(), &config)?;
-        let shape =
-            ModelShape::read(&tandem_engine::keys::Keys::new(files.headers())).map_err(PlanError::from)?;
+        let shape = ModelShape::read(files.headers()).map_err(PlanError::from)?;
         let name = files.headers().metadata().find::<&str>("general.name").ok().flatten().map(str::to_owned);
         Ok(Self { files, config, plan, shape, name })
     }

@@ -1,4 +1,4 @@
-"""Asks a GGUF of tiny-kimi everything it should know: `python check.py tiny-kimi.gguf`.
+"""Asks a GGUF of tiny-kimi everything it should know: `python check.py tiny-kimi-Q4_K_M.gguf`.
 
 The decoder is numpy in float32 on the dequantised weights, one token at a time with Kimi's cache of one latent
 vector per token and layer. It shares no code with training, only the tokenizer. With --checkpoint, its logits on

@@ -1,4 +1,4 @@
-"""Writes the trained weights as a quantised GGUF: `python export.py RUN_DIRECTORY/checkpoint.npz tiny-kimi.gguf`."""
+"""Writes the trained weights as a quantised GGUF: `python export.py RUN_DIRECTORY/checkpoint.npz tiny-kimi-Q4_K_M.gguf`."""
 
 import argparse
 import pathlib

@@ -11,13 +11,14 @@ use tandem_kernels::{Forms, KvPool, KvType, Mode, Pool, QuantisedRows, WeightMat
 /// Seconds of one call, the least of several over a third of a second.
 fn seconds(mut work: impl FnMut()) -> f64 {
     let (begin, mut least) = (Instant::now(), f64::INFINITY);
-    work();
-    while begin.elapsed() < Duration::from_millis(300) {
+    loop {
         let call = Instant::now();
         work();
         least = least.min(call.elapsed().as_secs_f64());
+        if begin.elapsed() > Duration::from_millis(300) {
+            return least;
+        }
     }
-    least
 }
 
 fn main() {

@@ -7,6 +7,8 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
+const LOW_NIBBLES: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+
 /// Q4_K unpacked. The 144 bytes are `d` f16, `dmin` f16, 12 bytes of six-bit scales and minima, and 128 bytes of
 /// nibbles: of each 32 bytes, the low nibbles are one sub-block of 32 and the high nibbles the next.
 pub(crate) struct Q4KBlock {
@@ -23,9 +25,13 @@ impl Q4KBlock {
         let mut q = [0i8; 256];
         let (nibbles, _) = block[16..].as_chunks::<32>();
         for (pair, bytes) in q.as_chunks_mut::<64>().0.iter_mut().zip(nibbles) {
-            for i in 0..32 {
-                pair[i] = (bytes[i] & 15) as i8;
-                pair[i + 32] = (bytes[i] >> 4) as i8;
+            let (low, high) = pair.split_at_mut(32);
+            // Eight at a time: as single bytes this loop is at the mercy of the vectoriser.
+            let words = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+            for ((low, high), word) in low.as_chunks_mut().0.iter_mut().zip(high.as_chunks_mut().0).zip(words)
+            {
+                *low = (word & LOW_NIBBLES).to_le_bytes().map(|q| q as i8);
+                *high = (word >> 4 & LOW_NIBBLES).to_le_bytes().map(|q| q as i8);
             }
         }
         let (scales, mins) = six_bit_pairs(&block[4..16]);

@@ -192,11 +192,12 @@ impl Block<144> for Q4KBlock {
 
     #[inline(always)]
     fn term(&self, a: &Block256) -> f32 {
-        let (mut n, mut m) = (0i32, 0i32);
-        for j in 0..8 {
-            n = n.wrapping_add(self.scales[j] * dot::<32>(part(&self.q, j), part(&a.q, j)));
-            m = m.wrapping_add(self.mins[j] * (i32::from(a.sums[2 * j]) + i32::from(a.sums[2 * j + 1])));
+        let mut sums = [0; 8];
+        for (sum, [one, two]) in sums.iter_mut().zip(a.sums.as_chunks().0) {
+            *sum = i32::from(*one) + i32::from(*two);
         }
+        let n = weighted(&self.scales, &dots::<32, 8>(&self.q, &a.q));
+        let m = weighted(&self.mins, &sums);
         (self.d * a.scale) * n as f32 - (self.dmin * a.scale) * m as f32
     }
 }
@@ -216,22 +217,28 @@ impl Block<210> for Q6KBlock {
 
     #[inline(always)]
     fn term(&self, a: &Block256) -> f32 {
-        let mut n = 0i32;
-        for j in 0..16 {
-            n = n.wrapping_add(self.scales[j] * dot::<16>(part(&self.q, j), part(&a.q, j)));
-        }
+        let n = weighted(&self.scales, &dots::<16, 16>(&self.q, &a.q));
         (self.d * a.scale) * n as f32
     }
 }
 
-/// Part `j` of a block's quants.
+/// The dots of a block's parts, all before anything is made of them: so the compiler keeps to vector instructions.
 #[inline(always)]
-fn part<const LEN: usize>(block: &[i8; 256], j: usize) -> &[i8; LEN] {
-    &block.as_chunks().0[j]
+fn dots<const LEN: usize, const PARTS: usize>(a: &[i8; 256], b: &[i8; 256]) -> [i32; PARTS] {
+    let mut dots = [0; PARTS];
+    for ((sum, a), b) in dots.iter_mut().zip(a.as_chunks::<LEN>().0).zip(b.as_chunks::<LEN>().0) {
+        *sum = dot(a, b);
+    }
+    dots
 }
 
-/// The exact integer dot. It and the sums made of it stay far below 2³¹; they wrap, so that a build with overflow checks
-/// vectorises too.
+#[inline(always)]
+fn weighted<const PARTS: usize>(weights: &[i32; PARTS], values: &[i32; PARTS]) -> i32 {
+    weights.iter().zip(values).fold(0, |sum, (w, v)| sum.wrapping_add(w.wrapping_mul(*v)))
+}
+
+/// The exact integer dot. It and what [`weighted`] makes of it stay far below 2³¹; they wrap, so that a build with
+/// overflow checks vectorises too.
 #[inline(always)]
 fn dot<const LEN: usize>(a: &[i8; LEN], b: &[i8; LEN]) -> i32 {
     let mut sum = 0i32;

@@ -13,7 +13,7 @@ const TOKENS: usize = 400;
 
 fn long_text() -> Value {
     json!({
-        "model": MODEL, "messages": [{"role": "user", "content": "Tell a long story about machines."}],
+        "model": MODEL, "messages": [{"role": "user", "content": "Tell a long story about a bridge."}],
         "max_tokens": TOKENS, "temperature": 1.0, "seed": 11, "ignore_eos": true,
     })
 }

@@ -18,7 +18,7 @@ const TOKENS: u32 = 480;
 /// The serving host is killed when the client has seen this many: well before the worker has made half of the text.
 const KILL_AT: usize = 40;
 /// The prompt leaves real choice, so that a wrong draw, a wrong prefix or a lost row shows as another text.
-const PROMPT: &str = "Tell a long story about machines.";
+const PROMPT: &str = "Tell a long story about a bridge.";
 const SEED: u64 = 20;
 /// Below this a repeated text would prove little.
 const MIN_BITS_PER_TOKEN: f64 = 0.5;

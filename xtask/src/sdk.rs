@@ -85,7 +85,7 @@ impl Alone {
             let line = line?;
             if let Some(at) = line.find("http://") {
                 let base = line[at..].split_whitespace().next().unwrap_or_default();
-                return Ok(Self { child, base: base.trim_end_matches(['/', '.']).to_owned() });
+                return Ok(Self { child, base: base.trim_end_matches("/v1").to_owned() });
             }
         }
         drop(child.kill());

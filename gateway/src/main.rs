@@ -1,2 +1,132 @@
-//! (to be written)
-fn main() {}
+//! The gateway's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use tandem_gateway::{
+    Fleet, Gateway, HealthBounds, Join, Operator, Policy, RoutesFile, Table, follow_routes, identity,
+};
+use tandem_openai::{Backend, Bounds, Limits, router, serve};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// How long cancels may take after the last client was let go.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// OpenAI's API in front of a cluster's workers. Keeps each stream going when its worker dies.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Args {
+    /// An operator, https://HOST:PORT; repeat it for several
+    #[arg(long, env = "TANDEM_OPERATOR", value_delimiter = ',', required = true)]
+    operator: Vec<String>,
+    /// File with the join token, for the first start
+    #[arg(long, env = "TANDEM_JOIN_TOKEN_FILE")]
+    join_token_file: Option<PathBuf>,
+    /// The join token itself. Other users of this machine can read command lines: prefer the file or the variable
+    #[arg(long, env = "TANDEM_JOIN_TOKEN", hide_env_values = true, conflicts_with = "join_token_file")]
+    join_token: Option<String>,
+    /// This gateway's name in the cluster, a DNS label
+    #[arg(long, env = "TANDEM_GATEWAY_NAME")]
+    name: String,
+    /// Folder of credentials and of the last route table
+    #[arg(long, env = "TANDEM_GATEWAY_DATA_DIR")]
+    data_dir: PathBuf,
+    /// Where clients are served. There is no TLS: put it behind something that has, or keep it on loopback
+    #[arg(long, env = "TANDEM_GATEWAY_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Where clients reach this gateway [default: http://LISTEN]
+    #[arg(long, env = "TANDEM_GATEWAY_ADVERTISE")]
+    advertise: Option<String>,
+    /// Seconds that one request may take in all
+    #[arg(long, env = "TANDEM_REQUEST_SECONDS", default_value_t = 3600)]
+    request_seconds: u64,
+    /// Seconds that a request waits for a worker when none can take it
+    #[arg(long, env = "TANDEM_WAIT_SECONDS", default_value_t = 30)]
+    wait_seconds: u64,
+    /// Seconds that streams may go on after SIGTERM
+    #[arg(long, env = "TANDEM_GRACE_SECONDS", default_value_t = 30)]
+    grace_seconds: u64,
+    /// Write the log as JSON lines
+    #[arg(long, env = "TANDEM_LOG_JSON")]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_env("TANDEM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if args.log_json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+    tandem_pki::install_tls_provider();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tandem-gateway: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(args: Args) -> anyhow::Result<()> {
+    let token = match &args.join_token_file {
+        Some(path) => {
+            Some(std::fs::read_to_string(path).with_context(|| format!("{}: no token", path.display()))?)
+        }
+        None => args.join_token,
+    };
+    let join = Join { operators: args.operator.clone(), token, name: args.name };
+    let credentials = identity(&args.data_dir.join("identity"), &join).await?;
+
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("can't listen on {}: choose another --listen", args.listen))?;
+    let address = listener.local_addr()?;
+
+    let fleet = Fleet::new(credentials.clone(), HealthBounds::default());
+    let file = RoutesFile::new(&args.data_dir);
+    match file.load() {
+        Ok(Some(table)) => fleet.apply(Table::parse(table)),
+        Ok(None) => {}
+        Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
+    }
+    let operator = Operator {
+        urls: args.operator,
+        credentials,
+        advertise: args.advertise.unwrap_or_else(|| format!("http://{address}")),
+    };
+    let following = tokio::spawn(follow_routes(operator, fleet.clone(), file));
+
+    let policy = Policy {
+        deadline: Duration::from_secs(args.request_seconds),
+        replica: Duration::from_secs(args.wait_seconds),
+        ..Policy::default()
+    };
+    let gateway = Arc::new(Gateway::new(fleet, policy));
+    let backend: Arc<dyn Backend> = gateway.clone();
+    let limits = Limits { grace: Duration::from_secs(args.grace_seconds), ..Limits::default() };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(%address, "serving");
+    serve(listener, router(backend, Bounds::default()), limits, async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("told to stop; streams may finish");
+    })
+    .await;
+    following.abort();
+    gateway.settle(SETTLE).await;
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! One try at a choice: a call to a worker, its events passed on, and its cancel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_gateway_core::conduct::{Input, Loss};
+use tandem_worker_api::{AttemptId, GenerateRequest};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Code, Status};
+
+use crate::replica::Replica;
+
+/// A worker answers the call itself within this; its first event may take longer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A call that is cancelled before it was answered gets so long, so that the cancel does not overtake it.
+const ANSWER_TO_CANCEL_WITHIN: Duration = Duration::from_secs(1);
+
+/// An attempt that runs. Dropping it cancels the attempt at its worker.
+pub(crate) struct Attempt {
+    cancel: DropGuard,
+}
+
+impl Attempt {
+    /// Calls the worker in a task of its own. What it says, and that it was lost, goes to `out`.
+    pub(crate) fn start(replica: Arc<Replica>, request: GenerateRequest, out: mpsc::Sender<Input>) -> Self {
+        let cancelled = CancellationToken::new();
+        let guard = cancelled.clone().drop_guard();
+        tokio::spawn(async move {
+            let _running = replica.run();
+            let id = request.id.clone().unwrap_or_default();
+            if speak(&replica, request, &id, &out, &cancelled).await == Ended::Cancelled {
+                replica.cancel(id).await;
+            }
+        });
+        Self { cancel: guard }
+    }
+
+    /// It said its last word: nothing is left to cancel.
+    pub(crate) fn leave(self) {
+        self.cancel.disarm();
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Ended {
+    ByItself,
+    Cancelled,
+}
+
+async fn speak(
+    replica: &Replica,
+    request: GenerateRequest,
+    id: &AttemptId,
+    out: &mpsc::Sender<Input>,
+    cancelled: &CancellationToken,
+) -> Ended {
+    let lost = async |loss: Loss| {
+        // A closed receiver is a choice that is over.
+        drop(out.send(Input::Lost(id.attempt, loss)).await);
+        Ended::ByItself
+    };
+    let Some(mut client) = replica.client() else { return lost(Loss::NotTaken).await };
+    let call = client.generate(request);
+    tokio::pin!(call);
+    let answer = tokio::select! {
+        biased;
+        answer = timeout(ANSWER_WITHIN, &mut call) => answer,
+        () = cancelled.cancelled() => {
+            // Whatever the answer is, the cancel comes after it.
+            drop(timeout(ANSWER_TO_CANCEL_WITHIN, &mut call).await);
+            return Ended::Cancelled;
+        }
+    };
+    let mut events = match answer {
+        Ok(Ok(answer)) => answer.into_inner(),
+        Ok(Err(status)) => return lost(loss(replica, &status)).await,
+        Err(_) => {
+            lost(Loss::NotTaken).await;
+            return Ended::Cancelled;
+        }
+    };
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return Ended::Cancelled,
+            event = events.message() => event,
+        };
+        let input = match event {
+            Ok(Some(event)) => Input::Heard(id.attempt, event),
+            // The choice has let go of an attempt that said its last word; to any other this is a loss.
+            Ok(None) => return lost(Loss::Broken).await,
+            Err(status) => return lost(loss(replica, &status)).await,
+        };
+        tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return Ended::Cancelled,
+            sent = out.send(input) => if sent.is_err() {
+                return Ended::ByItself;
+            }
+        }
+    }
+}
+
+/// What a worker says as a status, it says alive; a broken connection comes as one of the others.
+fn loss(replica: &Replica, status: &Status) -> Loss {
+    tracing::info!(replica = %replica.name(), code = ?status.code(), message = status.message(), "an attempt was lost");
+    match status.code() {
+        Code::Unknown | Code::Internal | Code::Cancelled => Loss::Broken,
+        _ => Loss::NotTaken,
+    }
+}

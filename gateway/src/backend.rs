@@ -1,0 +1,97 @@
+//! The gateway as the HTTP layer sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use tandem_gateway_core::Refusal;
+use tandem_gateway_core::conduct::Policy;
+use tandem_openai::{Backend, EventStream, Model};
+use tandem_worker_api::{GenerateRequest, Sampling};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+
+use crate::choice::{AHEAD, Choice};
+use crate::fleet::Fleet;
+
+/// Serves choices on a fleet.
+pub struct Gateway {
+    fleet: Arc<Fleet>,
+    policy: Policy,
+    choices: TaskTracker,
+}
+
+impl Gateway {
+    /// Serves on this fleet, as patiently as `policy` says.
+    #[must_use]
+    pub fn new(fleet: Arc<Fleet>, policy: Policy) -> Self {
+        Self { fleet, policy, choices: TaskTracker::new() }
+    }
+
+    /// Waits, for at most so long, until no choice runs any more.
+    pub async fn settle(&self, within: Duration) {
+        self.choices.close();
+        if tokio::time::timeout(within, self.choices.wait()).await.is_err() {
+            tracing::warn!(left = self.choices.len(), "choices are left at the end");
+        }
+    }
+}
+
+impl Backend for Gateway {
+    fn models(&self) -> Vec<Model> {
+        let Some(table) = self.fleet.table() else { return Vec::new() };
+        let model = |route: &crate::Route, name: &String| Model {
+            id: name.clone(),
+            created: route.created,
+            owned_by: route.namespace.clone(),
+            context_tokens: route.context_tokens,
+        };
+        table.routes.iter().flat_map(|route| route.names.iter().map(move |name| model(route, name))).collect()
+    }
+
+    fn ready(&self) -> Result<(), Refusal> {
+        match self.fleet.table() {
+            Some(_) => Ok(()),
+            None => Err(Refusal::Unavailable {
+                message: "no operator has sent a route table yet, and there is none from an earlier run"
+                    .to_owned(),
+                retry_after: Duration::from_secs(1),
+            }),
+        }
+    }
+
+    fn open(&self, request: GenerateRequest) -> EventStream {
+        let table = self.fleet.table();
+        let Some(route) = table.as_ref().and_then(|table| table.find(&request.model)) else {
+            let message = format!("the model `{}` is not served any more", request.model);
+            return stream::iter([Err(Refusal::ModelNotFound(message))]).boxed();
+        };
+        let (client, events) = mpsc::channel(AHEAD);
+        let choice = Choice {
+            fleet: self.fleet.clone(),
+            deployment: route.deployment.clone(),
+            policy: self.policy,
+            request: GenerateRequest {
+                model: route.model.clone(),
+                sampling: Some(with_defaults(request.sampling.unwrap_or_default(), &route.sampling)),
+                ..request
+            },
+            client,
+        };
+        self.choices.spawn(choice.run());
+        ReceiverStream::new(events).boxed()
+    }
+}
+
+fn with_defaults(asked: Sampling, defaults: &Sampling) -> Sampling {
+    Sampling {
+        temperature: asked.temperature.or(defaults.temperature),
+        top_k: asked.top_k.or(defaults.top_k),
+        top_p: asked.top_p.or(defaults.top_p),
+        min_p: asked.min_p.or(defaults.min_p),
+        repetition_penalty: asked.repetition_penalty.or(defaults.repetition_penalty),
+        ..asked
+    }
+}

@@ -1,0 +1,120 @@
+//! One choice under way: carries out what its conductor decides.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_gateway_core::conduct::{Action, Conductor, Input, Policy, Why};
+use tandem_gateway_core::ledger::Limits;
+use tandem_gateway_core::{Event, Refusal};
+use tandem_worker_api::GenerateRequest;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, timeout};
+
+use crate::attempt::Attempt;
+use crate::fleet::Fleet;
+
+/// Events that wait for a client; when they are as many, its workers wait too.
+pub(crate) const AHEAD: usize = 64;
+/// How often bounds are looked at. Changes of standing are seen at once.
+const LOOK: Duration = Duration::from_millis(100);
+/// A client that takes nothing for so long has lost its workers.
+const TAKEN_WITHIN: Duration = Duration::from_secs(90);
+
+pub(crate) struct Choice {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) deployment: Arc<str>,
+    pub(crate) policy: Policy,
+    /// What every attempt is asked, but for its number and what it resumes.
+    pub(crate) request: GenerateRequest,
+    pub(crate) client: mpsc::Sender<Result<Event, Refusal>>,
+}
+
+/// The client went away, or does not read.
+struct Gone;
+
+impl Choice {
+    /// Until the last word is said, or the client is gone. Attempts that are left are cancelled when it returns.
+    pub(crate) async fn run(self) {
+        let id = self.request.id.clone().unwrap_or_default();
+        let limits = Limits { max_tokens: self.request.max_tokens, ignore_eos: self.request.ignore_eos };
+        let mut conductor = Conductor::new(id.stream, id.choice, limits, self.policy, self.fleet.now());
+        let mut changes = self.fleet.changes();
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (out, mut inputs) = mpsc::channel(AHEAD);
+        let mut attempts = HashMap::new();
+        while !conductor.over() {
+            let input = tokio::select! {
+                biased;
+                () = self.client.closed() => return,
+                // `out` lives in this function, and `changed` in the fleet: neither ends.
+                Some(input) = inputs.recv() => input,
+                Ok(()) = changes.changed() => Input::Look,
+                _ = looks.tick() => Input::Look,
+            };
+            let replicas = self.fleet.view(&self.deployment);
+            for action in conductor.step(self.fleet.now(), input, &replicas) {
+                if self.act(action, &mut attempts, &out).await.is_err() {
+                    return;
+                }
+            }
+        }
+        // What was not cancelled by now said its last word.
+        attempts.into_values().for_each(Attempt::leave);
+    }
+
+    async fn act(
+        &self,
+        action: Action,
+        attempts: &mut HashMap<u32, Attempt>,
+        out: &mpsc::Sender<Input>,
+    ) -> Result<(), Gone> {
+        match action {
+            Action::Open(opening, replica) => {
+                let attempt = opening.id.attempt;
+                let resumed = opening.resume.as_ref().map_or(0, |resume| resume.ids.len());
+                if attempt > 0 {
+                    tracing::info!(stream = %self.stream(), attempt, %replica, resumed, "another attempt");
+                }
+                let request =
+                    GenerateRequest { id: Some(opening.id), resume: opening.resume, ..self.request.clone() };
+                match self.fleet.replica(&replica) {
+                    Some(replica) => {
+                        attempts.insert(attempt, Attempt::start(replica, request, out.clone()));
+                    }
+                    // It left the table since the view was made. `out` has room or the choice looks again soon.
+                    None => {
+                        drop(out.try_send(Input::Lost(attempt, tandem_gateway_core::conduct::Loss::NotTaken)))
+                    }
+                }
+                Ok(())
+            }
+            Action::Cancel(attempt, why) => {
+                if why != Why::Over {
+                    tracing::info!(stream = %self.stream(), attempt, ?why, "an attempt is cancelled");
+                }
+                attempts.remove(&attempt);
+                Ok(())
+            }
+            Action::Say(event) => self.tell(Ok(event)).await,
+            Action::Fail(refusal) => {
+                tracing::info!(stream = %self.stream(), ?refusal, "a choice failed");
+                self.tell(Err(refusal)).await
+            }
+        }
+    }
+
+    async fn tell(&self, event: Result<Event, Refusal>) -> Result<(), Gone> {
+        match timeout(TAKEN_WITHIN, self.client.send(event)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Gone),
+        }
+    }
+
+    /// Enough of the stream's id to find it in a log; the whole would let its reader resume it.
+    fn stream(&self) -> &str {
+        let stream = self.request.id.as_ref().map_or("", |id| id.stream.as_str());
+        stream.get(..8).unwrap_or(stream)
+    }
+}

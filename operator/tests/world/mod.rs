@@ -68,6 +68,12 @@ impl World {
         Self { dir, url, admin, address: operator.address(), operator: Some(operator), timing }
     }
 
+    /// An operator that runs as a process of its own.
+    pub(crate) fn of_process(dir: tempfile::TempDir, url: &str, admin: Credentials) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { dir, url: url.to_owned(), admin, address, operator: None, timing: Timing::default() }
+    }
+
     pub(crate) async fn stop(&mut self) {
         let operator = self.operator.take().unwrap();
         operator.shutdown_handle().cancel();

@@ -1,0 +1,135 @@
+//! The operator as a process: killed at any moment, started again, and never twice on one folder.
+
+mod world;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tandem_control_api::{Role, StatusRequest};
+use tandem_pki::Credentials;
+use world::{Machine, World, condition, within};
+
+const MEMORY: u64 = 4 << 30;
+
+struct Process(Child);
+
+impl Process {
+    fn start(data: &Path, port: u16) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
+        command.arg("run").arg("--data-dir").arg(data).args(["--listen", &format!("127.0.0.1:{port}")]);
+        Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.kill();
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn answers(url: &str, admin: &Path) -> Credentials {
+    within("the operator answers", async {
+        loop {
+            if let Ok(credentials) = Credentials::load(admin) {
+                let mut fleet =
+                    tandem_control_api::fleet_client::FleetClient::new(world::channel(url, &credentials));
+                if fleet.status(StatusRequest {}).await.is_ok() {
+                    return credentials;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+}
+
+fn is_redundant(object: &Value) -> bool {
+    condition(object, "Redundant")["status"] == "True"
+}
+
+#[tokio::test]
+async fn sigkill_and_a_new_start_lose_nothing() {
+    tandem_pki::install_tls_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("operator");
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let mut process = Process::start(&data, port);
+    let admin = answers(&url, &data.join("admin")).await;
+    let world = World::of_process(dir, &url, admin);
+
+    let mut machines = Vec::new();
+    for name in ["a", "b", "c"] {
+        machines.push(world.machine(name, MEMORY).await);
+    }
+    let unspent = world.token(Role::Host, "").await;
+    world.apply(world.deployment("tiny", 1)).await.unwrap();
+    let before = world.until("InferenceDeployment", "tiny", "redundancy", is_redundant).await;
+    let ran: Vec<_> = machines.iter().map(Machine::runs).collect();
+
+    for _ in 0..3 {
+        let term = machines[0].told()["term"].as_u64();
+        process.kill();
+        process = Process::start(&data, port);
+        answers(&url, &data.join("admin")).await;
+        for machine in &mut machines {
+            machine.spec("a newer term", |spec| spec["term"].as_u64() > term).await;
+        }
+        assert_eq!(machines.iter().map(Machine::runs).collect::<Vec<_>>(), ran);
+    }
+    let after = world.until("InferenceDeployment", "tiny", "redundancy", is_redundant).await;
+    assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(after["metadata"]["generation"], before["metadata"]["generation"]);
+    assert_eq!(after["status"]["placements"], before["status"]["placements"]);
+    world.join_with(&unspent, Role::Host, "d").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_same_folder_says_why_it_ends() {
+    tandem_pki::install_tls_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let (data, port) = (dir.path().join("operator"), free_port());
+    let _first = Process::start(&data, port);
+    answers(&format!("https://127.0.0.1:{port}"), &data.join("admin")).await;
+    let second = Command::new(env!("CARGO_BIN_EXE_tandem-operator"))
+        .arg("run")
+        .arg("--data-dir")
+        .arg(&data)
+        .args(["--listen", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success());
+    assert!(said.contains("in use by another tandem-operator"), "{said}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    tandem_pki::install_tls_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = Command::new(env!("CARGO_BIN_EXE_tandem-operator"))
+        .arg("run")
+        .arg("--data-dir")
+        .arg(dir.path())
+        .args(["--listen", &taken.local_addr().unwrap().to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success());
+    assert!(said.contains("can't listen on 127.0.0.1"), "{said}");
+}

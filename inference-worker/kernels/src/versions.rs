@@ -54,37 +54,5 @@ pub(crate) fn level() -> Level {
     if std::is_x86_feature_detected!("avx2") { Level::Avx2 } else { Level::Baseline }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
-pub(crate) mod tests {
-    use super::Level;
-    use std::cell::Cell;
-
-    thread_local! {
-        /// Set by tests to hold the versions against each other on one thread.
-        pub(super) static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
-    }
-
-    /// Runs `work` once per level that this processor has, on the calling thread.
-    pub(crate) fn at_each_level<R>(mut work: impl FnMut() -> R) -> Vec<R> {
-        let best = super::level();
-        let levels = [Level::Baseline, Level::Avx2]
-            .into_iter()
-            .filter(|level| *level == Level::Baseline || *level == best);
-        let results = levels
-            .map(|level| {
-                FORCED.set(Some(level));
-                work()
-            })
-            .collect();
-        FORCED.set(None);
-        results
-    }
-}
-
-#[cfg(all(test, not(target_arch = "x86_64")))]
-pub(crate) mod tests {
-    /// Runs `work` once: there is one level.
-    pub(crate) fn at_each_level<R>(mut work: impl FnMut() -> R) -> Vec<R> {
-        vec![work()]
-    }
-}
+#[cfg(test)]
+pub(crate) mod tests;

@@ -6,7 +6,8 @@ use random::{Random, bits};
 use tandem_kernels::attention::{
     CHUNK, Context, Part, Scratch, Shape, finish, gqa_attention, merge, mla_attention,
 };
-use tandem_kernels::{KvPool, KvType, Pool};
+use tandem_kernels::elementary::exp;
+use tandem_kernels::{KvPool, KvType, Pool, lanes};
 
 const PAGE: usize = 48;
 
@@ -87,6 +88,52 @@ fn mla_agrees_with_f64_and_keeps_its_bits() {
             let mut out = vec![f32::NAN; contexts.len() * out_len];
             mla_attention(&pool, &shape, &queries, &latents, &contexts, &scratch, &mut out);
             assert_eq!(bits(&out), alone, "{ty:?} on {threads} threads");
+        }
+    }
+}
+
+/// The four steps of the module's doc for one head, position by position.
+fn documented(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], scale: f32) -> Vec<f32> {
+    let width = values[0].len();
+    let (mut total_max, mut total_sum, mut total) = (f32::NEG_INFINITY, 0.0f32, vec![0.0f32; width]);
+    for start in (0..keys.len()).step_by(CHUNK) {
+        let chunk = start..keys.len().min(start + CHUNK);
+        let scores: Vec<f32> = keys[chunk.clone()].iter().map(|key| lanes::dot(query, key) * scale).collect();
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = scores.iter().map(|score| exp(score - max)).collect();
+        let mut vector = vec![0.0f32; width];
+        for (weight, value) in weights.iter().zip(&values[chunk]) {
+            for (sum, value) in vector.iter_mut().zip(value) {
+                *sum += weight * value;
+            }
+        }
+        let new_max = total_max.max(max);
+        let (a, b) = (exp(total_max - new_max), exp(max - new_max));
+        total_sum = total_sum * a + lanes::sum(&weights) * b;
+        total_max = new_max;
+        for (total, value) in total.iter_mut().zip(&vector) {
+            *total = *total * a + value * b;
+        }
+    }
+    total.iter().map(|value| value / total_sum).collect()
+}
+
+#[test]
+fn bits_are_those_of_the_documented_order() {
+    let mut random = Random::new(9);
+    let shape = Shape { heads: 3, kv_heads: 1, key_len: 50, value_len: 33, scale: 0.9 };
+    let pages: Vec<u32> = (0..17).rev().collect();
+    let mut latents = KvPool::new(KvType::F16, 17, PAGE, 50);
+    keep(&mut latents, &pages, &random.values(800 * 50));
+    let queries = random.values(3 * 50);
+    let scratch = Scratch::new(1, 50, 33);
+    for len in [1, 15, 16, 255, 256, 257, 511, 800] {
+        let mut out = vec![0.0; 3 * 33];
+        let context = Context { pages: &pages, len };
+        mla_attention(&Pool::inline(), &shape, &queries, &latents, &[context], &scratch, &mut out);
+        let (keys, values) = (kept(&latents, &pages, len, 0, 50), kept(&latents, &pages, len, 0, 33));
+        for (query, out) in queries.chunks(50).zip(out.chunks(33)) {
+            assert_eq!(bits(out), bits(&documented(query, &keys, &values, 0.9)), "{len} positions");
         }
     }
 }

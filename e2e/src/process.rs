@@ -45,6 +45,14 @@ impl Process {
         &self.name
     }
 
+    /// All that it has logged.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("the log of {} can't be read", self.name))
+    }
+
     /// The end of its log, for the report of a failure.
     #[must_use]
     pub fn last_words(&self, lines: usize) -> String {

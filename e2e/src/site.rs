@@ -14,7 +14,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::{Client, Process, Programs};
+use crate::{Client, Completion, Process, Programs};
 
 /// How large a site is.
 #[derive(Clone, Copy, Debug)]
@@ -272,6 +272,20 @@ impl Site {
     #[must_use]
     pub fn operator_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.operator_port)
+    }
+
+    /// The host that serves a stream, as the log of its gateway says.
+    ///
+    /// # Errors
+    /// When the log doesn't name the stream.
+    pub fn serving_host(&self, gateway: usize, seen: &Completion) -> Result<usize> {
+        let stream =
+            seen.about["stream"].as_str().and_then(|id| id.get(..8)).context("a stream without an id")?;
+        let log = self.gateways.get(gateway).context("no such gateway")?.log()?;
+        let line = log.lines().rfind(|line| line.contains(stream) && line.contains("replica="));
+        let replica = line.and_then(|line| line.split_once("replica=")).map(|(_, rest)| rest);
+        let name = replica.and_then(|rest| rest.split_once('/')).context("the gateway logged no attempt")?.0;
+        self.hosts.iter().position(|host| host.name == name).context("the serving host is not of this site")
     }
 
     /// Everything lies here.

@@ -72,16 +72,11 @@ impl Scene {
     }
 }
 
-fn serving_host(site: &Site, seen: &Completion) -> usize {
-    let name = seen.about["host"].as_str().expect("the gateway says which host serves");
-    site.hosts.iter().position(|host| host.name == name).expect("a host of this site")
-}
-
 #[test]
 fn the_host_that_serves_dies_and_the_text_goes_on_word_for_word() {
     let mut scene = Scene::set(2, 1);
     let seen = scene.meanwhile(30, |site, seen| {
-        let host = serving_host(site, seen);
+        let host = site.serving_host(0, seen)?;
         site.hosts[host].kill()
     });
     scene.assert_same(&seen);
@@ -95,7 +90,7 @@ fn the_worker_alone_is_killed_and_comes_back() {
     let mut scene = Scene::set(2, 1);
     let mut killed = None;
     let seen = scene.meanwhile(30, |site, seen| {
-        let host = serving_host(site, seen);
+        let host = site.serving_host(0, seen)?;
         let worker = site.hosts[host].workers()[0];
         killed = Some((host, worker));
         Ok(kill(worker, Signal::SIGKILL)?)
@@ -150,7 +145,7 @@ fn the_control_plane_is_gone_and_the_model_answers() {
     let mut scene = Scene::set(2, 1);
     scene.site.kill_operator().unwrap();
     let seen = scene.meanwhile(30, |site, seen| {
-        let host = serving_host(site, seen);
+        let host = site.serving_host(0, seen)?;
         site.hosts[host].kill()
     });
     scene.assert_same(&seen);

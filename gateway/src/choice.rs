@@ -74,9 +74,7 @@ impl Choice {
             Action::Open(opening, replica) => {
                 let attempt = opening.id.attempt;
                 let resumed = opening.resume.as_ref().map_or(0, |resume| resume.ids.len());
-                if attempt > 0 {
-                    tracing::info!(stream = %self.stream(), attempt, %replica, resumed, "another attempt");
-                }
+                tracing::info!(stream = %self.stream(), attempt, %replica, resumed, "attempt");
                 let request =
                     GenerateRequest { id: Some(opening.id), resume: opening.resume, ..self.request.clone() };
                 match self.fleet.replica(&replica) {

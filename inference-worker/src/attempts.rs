@@ -2,6 +2,7 @@
 //! pace, and which stays for a while after the last one left.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,11 +16,18 @@ const LOG_EVENTS: usize = 4096;
 const MAX_ATTEMPTS: usize = 4096;
 
 /// Names an attempt within this process.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct AttemptKey {
+    /// Whoever knows it can attach: it stays out of logs.
     stream: String,
     choice: u32,
     attempt: u32,
+}
+
+impl fmt::Debug for AttemptKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "attempt {} at choice {}", self.attempt, self.choice)
+    }
 }
 
 impl From<&AttemptId> for AttemptKey {

@@ -223,6 +223,7 @@ impl Running {
             Event::Finished { finish, tokens } => generate_event::Event::Finished(finished(finish, tokens)),
         });
         if over {
+            tracing::debug!(?key, "over");
             self.jobs.remove(key);
             self.logs.remove(&id);
         }

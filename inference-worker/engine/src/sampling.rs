@@ -55,19 +55,21 @@ pub fn choose(
     let logits = &*logits;
     let best = most_likely(logits);
     let peak = f64::from(logits[best as usize]);
-    let above_peak = |logit: f32| f64::from(logit) - peak;
+    let weights_at = |temperature: f64| -> Vec<f64> {
+        logits.iter().map(|&logit| exp_of_negative((f64::from(logit) - peak) / temperature)).collect()
+    };
+    let weights = weights_at(1.0);
 
     let id = if sampling.temperature == 0.0 {
         best
+    } else if sampling.temperature == 1.0 {
+        sampling.draw_from(logits, &weights, draw.uniform())
     } else {
-        let temperature = f64::from(sampling.temperature);
-        let weight_of = |id: u32| exp_of_negative(above_peak(logits[id as usize]) / temperature);
-        let candidates = sampling.candidates(logits, weight_of);
-        pick(&candidates, draw.uniform())
+        sampling.draw_from(logits, &weights_at(sampling.temperature.into()), draw.uniform())
     };
 
-    let log_total = ln_of_at_least_one(logits.iter().map(|&logit| exp_of_negative(above_peak(logit))).sum());
-    let logprob_of = |id: u32| (above_peak(logits[id as usize]) - log_total) as f32;
+    let log_total = ln_of_at_least_one(weights.iter().sum());
+    let logprob_of = |id: u32| (f64::from(logits[id as usize]) - peak - log_total) as f32;
     let top = if top_logprobs == 0 {
         Vec::new()
     } else {
@@ -78,9 +80,6 @@ pub fn choose(
     };
     Ok(Choice { id, logprob: logprob_of(id), top })
 }
-
-/// An id with its weight in the draw: its probability, but for a factor that all candidates share.
-type Candidate = (u32, f64);
 
 impl Sampling {
     fn adjust(&self, logits: &mut [f32], history: &History) {
@@ -104,28 +103,27 @@ impl Sampling {
         }
     }
 
-    /// What is left after truncation; never empty, since the most likely id has weight 1 and is never cut.
-    fn candidates(&self, logits: &[f32], weight_of: impl Fn(u32) -> f64) -> Vec<Candidate> {
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        if self.top_k > 0 && self.top_k < ids.len() {
+    /// Draws among what truncation leaves. A weight is a probability, but for a factor that all share: the most likely
+    /// id has weight 1, and is never cut.
+    fn draw_from(&self, logits: &[f32], weights: &[f64], uniform: f64) -> u32 {
+        let vocab = logits.len();
+        let mut ids: Vec<u32> = (0..vocab as u32).collect();
+        if self.top_k > 0 && self.top_k < vocab {
             order_first(&mut ids, self.top_k, logits);
             ids.truncate(self.top_k);
         }
-        let weighed = |ids: &[u32]| ids.iter().map(|&id| (id, weight_of(id))).collect::<Vec<_>>();
-        let mut candidates = if self.top_p < 1.0 {
-            let total: f64 = ids.iter().map(|&id| weight_of(id)).sum();
-            let kept = nucleus(&mut ids, logits, self.top_p * total, &weight_of);
-            weighed(&ids[..kept])
-        } else {
-            weighed(&ids)
-        };
-        candidates.retain(|&(_, weight)| weight >= self.min_p && weight > 0.0);
-        candidates
+        if self.top_p < 1.0 {
+            let total: f64 = ids.iter().map(|&id| weights[id as usize]).sum();
+            let kept = nucleus(&mut ids, logits, weights, self.top_p * total);
+            ids.truncate(kept);
+        }
+        ids.retain(|&id| weights[id as usize] >= self.min_p && weights[id as usize] > 0.0);
+        pick(&ids, weights, uniform)
     }
 }
 
 /// Brings the most likely ids that together weigh at least `mass` to the front, in order, and counts them.
-fn nucleus(ids: &mut [u32], logits: &[f32], mass: f64, weight_of: impl Fn(u32) -> f64) -> usize {
+fn nucleus(ids: &mut [u32], logits: &[f32], weights: &[f64], mass: f64) -> usize {
     // A nucleus is small most of the time, so order a short front first, and more only if that is not enough.
     let mut ordered = 64;
     loop {
@@ -133,7 +131,7 @@ fn nucleus(ids: &mut [u32], logits: &[f32], mass: f64, weight_of: impl Fn(u32) -
         order_first(ids, ordered, logits);
         let mut sum = 0.0;
         for (place, &id) in ids[..ordered].iter().enumerate() {
-            sum += weight_of(id);
+            sum += weights[id as usize];
             if sum >= mass {
                 return place + 1;
             }
@@ -165,19 +163,19 @@ fn most_likely(logits: &[f32]) -> u32 {
     (0..logits.len() as u32).min_by(|&a, &b| by_likelihood(logits, a, b)).expect("a vocabulary is not empty")
 }
 
-/// The candidate at `uniform` of the way through all weights.
-fn pick(candidates: &[Candidate], uniform: f64) -> u32 {
-    let total: f64 = candidates.iter().map(|&(_, weight)| weight).sum();
+/// The id at `uniform` of the way through all weights.
+fn pick(ids: &[u32], weights: &[f64], uniform: f64) -> u32 {
+    let total: f64 = ids.iter().map(|&id| weights[id as usize]).sum();
     let target = uniform * total;
     let mut sum = 0.0;
-    for &(id, weight) in candidates {
-        sum += weight;
+    for &id in ids {
+        sum += weights[id as usize];
         if sum > target {
             return id;
         }
     }
     // Rounding can leave the sum a hair below the target.
-    candidates.last().expect("truncation keeps the most likely id").0
+    *ids.last().expect("truncation keeps the most likely id")
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tandem_pki::Identity;
 use tandem_worker_api::{
-    AttachRequest, CancelRequest, GenerateRequest, PrefixDigest, Resume, Sampling, WorkerExit,
-    finished::Reason, generate_event::Event, rejected::Code,
+    AttachRequest, CancelRequest, ChatPrompt, Frame, GenerateRequest, HealthRequest, PrefixDigest, Resume,
+    Sampling, TopLogprob, WorkerExit, finished::Reason, generate_event::Event, generate_request::Prompt,
+    rejected::Code,
 };
 use tonic::Code as Grpc;
 
@@ -50,6 +51,11 @@ fn byte_ids(text: &str) -> Vec<u32> {
         .collect()
 }
 
+/// What must be equal, bit for bit, whoever speaks.
+fn plain(frames: &[Frame]) -> Vec<(u32, u32, u32, Vec<TopLogprob>, Vec<u8>)> {
+    frames.iter().map(|f| (f.index, f.id, f.logprob.to_bits(), f.top.clone(), f.digest.clone())).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_worker_continues_a_killed_ones_stream_bit_for_bit() {
     let cluster = Cluster::new();
@@ -75,9 +81,6 @@ async fn another_worker_continues_a_killed_ones_stream_bit_for_bit() {
     first.child.kill().unwrap();
     first.child.wait().unwrap();
 
-    let plain = |frames: &[tandem_worker_api::Frame]| -> Vec<_> {
-        frames.iter().map(|f| (f.index, f.id, f.logprob.to_bits(), f.top.clone(), f.digest.clone())).collect()
-    };
     for (number, index) in [(1, heard.frames.len()), (2, 0), (3, 1), (4, 33), (5, 59), (6, 60)] {
         let ids = &whole.ids()[..index];
         let rest = generate(&mut survivor, resumed(&base, number, ids)).await;
@@ -205,4 +208,76 @@ async fn prompts_are_not_logged() {
     for line in text.lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
+}
+
+/// The pool has room for one longest sequence, so that some of these wait, and some yield in mid-stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_says_what_each_says_alone() {
+    let cluster = Cluster::new();
+    let (mut spec, endpoint_file) = cluster.spec("crowded");
+    spec["pool_tokens"] = 512.into();
+    let (crowded, roomy) =
+        (cluster.replica_of("crowded", &spec, &endpoint_file).await, cluster.replica("w-2").await);
+    let (client, mut alone) = (cluster.gateway(&crowded).await, cluster.gateway(&roomy).await);
+    let of = |number: u64| GenerateRequest {
+        seed: number,
+        ..request(&format!("s-{number}"), &PROMPT[number as usize % 20..], 60 + 30 * (number as u32 % 5))
+    };
+    let together = futures::future::join_all((0..12).map(|number| {
+        let mut client = client.clone();
+        async move { generate(&mut client, of(number)).await }
+    }));
+    for (number, said) in together.await.into_iter().enumerate() {
+        let expected = generate(&mut alone, of(number as u64)).await;
+        assert_eq!(plain(&said.frames), plain(&expected.frames), "stream {number}");
+    }
+    let report = client
+        .clone()
+        .health(HealthRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .message()
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(report.kv_pages_free, report.kv_pages_total, "pages leaked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poisonous_conversations_are_refused_with_a_sentence() {
+    let cluster = Cluster::new();
+    let replica = cluster.replica("w-1").await;
+    let mut client = cluster.gateway(&replica).await;
+    let deep = format!("[{}{}]", "[".repeat(10_000), "]".repeat(10_000));
+    let image = r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]"#;
+    let poisons = [
+        ("{}", "", "", "messages"),
+        ("[1]", "", "", "messages"),
+        ("not json", "", "", "messages"),
+        (deep.as_str(), "", "", "messages"),
+        (image, "", "", "messages"),
+        (r#"[{"role": "pirate", "content": "ahoy"}]"#, "", "", "messages"),
+        (r#"[{"role": "user", "content": "x"}]"#, r#"[{"type": "function"}]"#, "", "tools"),
+        (r#"[{"role": "user", "content": "x"}]"#, "", r#"{"messages": 1}"#, "chat_template_kwargs"),
+        (r#"[{"role": "user", "content": "x"}]"#, "", "[]", "chat_template_kwargs"),
+    ];
+    for (number, (messages, tools, kwargs, param)) in poisons.into_iter().enumerate() {
+        let chat = ChatPrompt {
+            messages_json: messages.into(),
+            tools_json: tools.into(),
+            template_kwargs_json: kwargs.into(),
+        };
+        let asked = GenerateRequest {
+            id: Some(attempt("a", number as u32)),
+            prompt: Some(Prompt::Chat(chat)),
+            ..request("a", "", 5)
+        };
+        let event =
+            client.generate(asked).await.unwrap().into_inner().message().await.unwrap().unwrap().event;
+        let Some(Event::Rejected(rejected)) = event else { panic!("poison {number} was taken") };
+        assert_eq!(rejected.code(), Code::InvalidRequest);
+        assert_eq!(rejected.param, param, "{}", rejected.message);
+    }
+    assert_eq!(generate(&mut client, request("b", PROMPT, 5)).await.frames.len(), 5, "it still serves");
 }

@@ -121,11 +121,21 @@ impl Cluster {
     /// A worker that listens.
     pub(crate) async fn replica(&self, name: &str) -> Replica {
         let (spec, endpoint_file) = self.spec(name);
-        let mut child = self.spawn(name, &spec, &["--exit-with-stdin"]);
+        self.replica_of(name, &spec, &endpoint_file).await
+    }
+
+    /// A worker that listens, by a spec of one's own.
+    pub(crate) async fn replica_of(
+        &self,
+        name: &str,
+        spec: &serde_json::Value,
+        endpoint_file: &Path,
+    ) -> Replica {
+        let mut child = self.spawn(name, spec, &["--exit-with-stdin"]);
         // Nobody reads it, and a full pipe would stop the worker.
         let mut log = child.stderr.take().unwrap();
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Replica::announced(child, name, &endpoint_file).await
+        Replica::announced(child, name, endpoint_file).await
     }
 
     pub(crate) async fn dial(&self, replica: &Replica, caller: &Identity) -> WorkerClient<Channel> {

@@ -23,18 +23,24 @@ const EXP_TAYLOR: [f64; 14] = [
     1.0,
 ];
 
-/// eˣ for x ≤ 0; 0 below -708, where the result would leave the normal numbers. Relative error below 4e-16.
+/// 1.5 × 2⁵²: adding it rounds to the nearest integer, ties to even, and leaves that integer in the low bits.
+const TO_INTEGER: f64 = 6_755_399_441_055_744.0;
+
+/// eˣ for x ≤ 0; 0 below -708, where the result would leave the normal numbers. Relative error below 4e-16. Without a
+/// branch or a call, so that a loop over a vocabulary vectorises.
+#[inline(always)]
 pub(super) fn exp_of_negative(x: f64) -> f64 {
     debug_assert!(x <= 0.0);
-    let x_kept = x.max(-708.0);
-    let k = (x_kept * std::f64::consts::LOG2_E).round_ties_even();
+    let x_kept = if x < -708.0 { -708.0 } else { x };
+    let shifted = x_kept * std::f64::consts::LOG2_E + TO_INTEGER;
+    let k = shifted - TO_INTEGER;
     let r = (x_kept - k * LN_2_HIGH) - k * LN_2_LOW;
     let mut sum = 0.0;
     for coefficient in EXP_TAYLOR {
         sum = sum * r + coefficient;
     }
-    // -1022 ≤ k ≤ 0, so the biased exponent is that of a normal number.
-    let scale = f64::from_bits(((k as i64 + 1023) as u64) << 52);
+    // -1022 ≤ k ≤ 0, so the biased exponent is that of a normal number; the shift drops all but k's low bits.
+    let scale = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
     if x < -708.0 { 0.0 } else { sum * scale }
 }
 

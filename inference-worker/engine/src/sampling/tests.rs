@@ -130,17 +130,17 @@ proptest! {
         top_p in 0.0f64..1.0,
     ) {
         let logits: Vec<f32> = logits.iter().map(|&logit| logit as f32).collect();
-        let weight_of = |id: u32| f64::from(logits[id as usize]).exp();
-        let total: f64 = (0..logits.len() as u32).map(weight_of).sum();
+        let weights: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
+        let total: f64 = weights.iter().sum();
 
         let mut sorted: Vec<u32> = (0..logits.len() as u32).collect();
         sorted.sort_by(|&a, &b| by_likelihood(&logits, a, b));
         let mut sum = 0.0;
-        let needed = sorted.iter().position(|&id| { sum += weight_of(id); sum >= top_p * total });
+        let needed = sorted.iter().position(|&id| { sum += weights[id as usize]; sum >= top_p * total });
         let needed = needed.map_or(sorted.len(), |place| place + 1);
 
         let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        let kept = nucleus(&mut ids, &logits, top_p * total, weight_of);
+        let kept = nucleus(&mut ids, &logits, &weights, top_p * total);
         prop_assert_eq!(&ids[..kept], &sorted[..needed]);
     }
 }

@@ -153,13 +153,13 @@ fn disturb(
     let completion = runtime.block_on(client.chat(request, |so_far| {
         match killed {
             None if so_far.tokens.len() >= KILL_AT => {
-                let name =
-                    so_far.about["host"].as_str().context("the gateway did not say which host serves")?;
-                let host = site.hosts.iter_mut().find(|host| host.name == name).context("no such host")?;
+                let host = site.serving_host(0, so_far)?;
+                let host = &mut site.hosts[host];
                 killed = Some(Instant::now());
                 host.kill()?;
                 say(&format!(
-                    "Killed {name} with SIGKILL after {} tokens: agent, runner and worker.",
+                    "Killed {} with SIGKILL after {} tokens: agent, runner and worker.",
+                    host.name,
                     so_far.tokens.len()
                 ));
             }

@@ -9,4 +9,5 @@ mod memory;
 mod reference;
 mod sequences;
 mod support;
+mod trained;
 mod weight_types;

@@ -40,12 +40,12 @@ struct Pin {
     logprob_bits: Vec<u32>,
 }
 
-/// A long count as a plain completion, which shows slow drift, and questions to the assistant; with most tokens.
+/// Long counts as plain completions, which show slow drift, and questions to the assistant; with most tokens.
 const QUESTIONS: [(Kind, &str, u32); 4] = [
-    (Kind::Plain, "7 8 9 10 ", 300),
-    (Kind::Chat, "Count from 95 to 120.", 150),
+    (Kind::Plain, "7 8 9 10 ", 400),
+    (Kind::Plain, "985 986 987 ", 300),
+    (Kind::Chat, "What is Tandem?", 100),
     (Kind::Chat, "What happens when a host dies?", 100),
-    (Kind::Chat, "Tell a long story about a ferry.", 200),
 ];
 
 #[derive(Clone, Copy)]
@@ -72,11 +72,8 @@ fn path(relative: &str) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn greedy_output_is_as_pinned() {
-    let (model, pins) = (path("../examples/tiny-kimi/tiny-kimi.gguf"), path("tests/pins/tiny-kimi.json"));
-    if !model.exists() && !pins.exists() {
-        eprintln!("there is no tiny-kimi.gguf yet: see examples/tiny-kimi/README.md");
-        return;
-    }
+    let (model, pins) =
+        (path("../examples/tiny-kimi/tiny-kimi-Q4_K_M.gguf"), path("tests/pins/tiny-kimi.json"));
     let sha256 = Sha256Hex::from(<[u8; 32]>::from(Sha256::digest(std::fs::read(&model).unwrap())));
     let found = Pins { kernel_revision: KERNEL_REVISION, sha256, said: ask(model, sha256).await };
     if std::env::var_os("TANDEM_UPDATE_PINS").is_some() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tandem_control_api::Role;
 use tandem_pki::{Fingerprint, Identity, JoinToken};
@@ -19,6 +20,8 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 const LONGEST_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How many tokens may wait to be spent.
 const MOST_TOKENS: usize = 1000;
+/// How many certificates of one member are remembered; renewed at a third of their life, three are valid at once.
+const MOST_CERTIFICATES: usize = 16;
 
 /// Why a token buys nothing. What is wrong with a token that exists is said only to who knows its secret.
 #[derive(Debug, Error)]
@@ -55,13 +58,19 @@ struct Token {
     expires: Timestamp,
 }
 
-/// What the store knows of a member's newest certificate.
+/// What the store knows of a member.
 #[derive(Serialize, Deserialize)]
 struct Member {
+    /// Its certificates that haven't ended: a renewal leaves the one before valid, a revocation must reach both.
+    certificates: Vec<Certified>,
+    joined: Timestamp,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Certified {
     serial: String,
     /// Seconds since 1970.
     not_after: i64,
-    joined: Timestamp,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,7 +95,7 @@ fn word(role: Role) -> &'static str {
     }
 }
 
-fn read<'a, T: Deserialize<'a>>(record: &'a Record) -> Option<T> {
+fn read<T: DeserializeOwned>(record: &Record) -> Option<T> {
     serde_json::from_slice(&record.value).ok()
 }
 
@@ -165,8 +174,8 @@ pub(crate) async fn is_member(store: &dyn Store, identity: &Identity) -> Result<
     Ok(store.record(MEMBERS, &identity.uri()).await?.is_some())
 }
 
-/// Remembers the newest certificate of a member. When another machine takes the name over, the certificate of the one before
-/// is revoked; a renewal leaves it, since it still speaks for the same machine.
+/// Remembers the newest certificate of a member. When another machine takes the name over, those of the one before are
+/// revoked; a renewal leaves them, since they still speak for the same machine.
 pub(crate) async fn remember(
     store: &dyn Store,
     identity: &Identity,
@@ -177,28 +186,44 @@ pub(crate) async fn remember(
 ) -> Result<(), StoreError> {
     loop {
         let before = store.record(MEMBERS, &identity.uri()).await?;
-        let member = before.as_ref().and_then(read::<Member>);
-        if taken_over && let Some(member) = &member {
-            let row = write(&Revoked { not_after: member.not_after });
-            match store.put_record(REVOKED, &member.serial, None, row).await {
-                Ok(_) => {
-                    tracing::info!(%identity, serial = member.serial, "revoked the certificate of the former holder")
-                }
-                Err(error) if error.is_conflict() => {}
-                Err(error) => return Err(error),
-            }
+        let mut member =
+            before.as_ref().and_then(read).unwrap_or(Member { certificates: Vec::new(), joined: now });
+        if taken_over {
+            revoke(store, identity, &member).await?;
+            member = Member { certificates: Vec::new(), joined: now };
         }
-        let joined = member.filter(|_| !taken_over).map_or(now, |member| member.joined);
-        let row = write(&Member { serial: serial.to_owned(), not_after, joined });
-        match store
-            .put_record(MEMBERS, &identity.uri(), before.as_ref().map(|record| &record.version), row)
-            .await
-        {
+        member.certificates.retain(|certified| certified.not_after > now.as_second());
+        let excess = member.certificates.len().saturating_sub(MOST_CERTIFICATES - 1);
+        member.certificates.drain(..excess);
+        member.certificates.push(Certified { serial: serial.to_owned(), not_after });
+        let expected = before.as_ref().map(|record| &record.version);
+        match store.put_record(MEMBERS, &identity.uri(), expected, write(&member)).await {
             Ok(_) => return Ok(()),
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// A member is gone for good: nobody is let in with its certificates, and its name is free.
+pub(crate) async fn forget(store: &dyn Store, identity: &Identity) -> Result<(), StoreError> {
+    let Some(record) = store.record(MEMBERS, &identity.uri()).await? else { return Ok(()) };
+    if let Some(member) = read::<Member>(&record) {
+        revoke(store, identity, &member).await?;
+    }
+    remove(store, MEMBERS, &record).await
+}
+
+async fn revoke(store: &dyn Store, identity: &Identity, member: &Member) -> Result<(), StoreError> {
+    for certified in &member.certificates {
+        let row = write(&Revoked { not_after: certified.not_after });
+        match store.put_record(REVOKED, &certified.serial, None, row).await {
+            Ok(_) => tracing::info!(%identity, serial = certified.serial, "revoked a certificate"),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Serial numbers that nobody should trust, of certificates that haven't ended by themselves.

@@ -8,8 +8,8 @@ use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::enrollment_client::EnrollmentClient;
 use tandem_control_api::objects_client::ObjectsClient;
 use tandem_control_api::{
-    AgentHello, AgentMessage, CertifyRequest, JoinRequest, JoinTokenRequest, ListRequest, Protocol, Role,
-    StatusRequest, agent_message,
+    AgentHello, AgentMessage, CertifyRequest, DeleteRequest, JoinRequest, JoinTokenRequest, ListRequest,
+    ObjectRef, Protocol, Role, StatusRequest, agent_message,
 };
 use tandem_pki::{CertificateAuthority, EnrollError, HOST_LIFETIME, Identity, JoinToken, KeyAndRequest};
 use tonic::Code;
@@ -84,6 +84,34 @@ async fn a_taken_name_needs_a_token_of_its_own_and_revokes_the_former_holder() {
     let status = Host::connect(&world.url, "mac-a", former, 0).await.err().unwrap();
     assert_eq!(status.code(), Code::Unauthenticated);
     assert!(status.message().contains("revoked"), "{status}");
+}
+
+#[tokio::test]
+async fn a_host_that_is_deleted_is_locked_out_and_its_name_is_free() {
+    let world = World::start().await;
+    let host = world.host("mac-a").await;
+    host.report(&report(1 << 30)).await;
+    let request = || DeleteRequest {
+        r#ref: Some(ObjectRef {
+            kind: "InferenceHost".into(),
+            namespace: String::new(),
+            name: "mac-a".into(),
+        }),
+    };
+    let status = world.objects().delete(request()).await.unwrap_err();
+    assert!(status.message().contains("stop its agent first"), "{status}");
+    let credentials = host.credentials.clone();
+    drop(host);
+    within("the session's end", async {
+        while world.objects().delete(request()).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let status = Host::connect(&world.url, "mac-a", credentials, 0).await.err().unwrap();
+    assert!(status.message().contains("revoked"), "{status}");
+    let any = world.token(Role::Host, "").await;
+    world.join_with(&any, Role::Host, "mac-a").await.unwrap();
 }
 
 #[tokio::test]

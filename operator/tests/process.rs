@@ -58,7 +58,8 @@ async fn answers(url: &str, admin: &Path) -> Credentials {
 }
 
 fn is_redundant(object: &Value) -> bool {
-    condition(object, "Redundant")["status"] == "True"
+    let current = object["status"]["observedGeneration"] == object["metadata"]["generation"];
+    current && condition(object, "Redundant")["status"] == "True"
 }
 
 #[tokio::test]
@@ -96,6 +97,45 @@ async fn sigkill_and_a_new_start_lose_nothing() {
     assert_eq!(after["metadata"]["generation"], before["metadata"]["generation"]);
     assert_eq!(after["status"]["placements"], before["status"]["placements"]);
     world.join_with(&unspent, Role::Host, "d").await.unwrap();
+}
+
+/// Kills fall at moments that differ by a few milliseconds, all over applying, planning and writing.
+#[tokio::test]
+async fn killed_at_any_moment_it_goes_on_where_it_was() {
+    tandem_pki::install_tls_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("operator");
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let mut process = Process::start(&data, port);
+    let admin = answers(&url, &data.join("admin")).await;
+    let world = World::of_process(dir, &url, admin);
+    let mut machines = Vec::new();
+    for name in ["a", "b", "c"] {
+        machines.push(world.machine(name, MEMORY).await);
+    }
+    for round in 0..12u64 {
+        let name = format!("d-{}", round % 3);
+        let manifest = world.deployment(&name, u32::from(round % 2 == 0));
+        // Whether the operator got to answer is left open: what it answered has to be true afterwards.
+        let applied = world.apply(manifest.clone()).await.is_ok();
+        tokio::time::sleep(Duration::from_millis(round * 7 % 40)).await;
+        process.kill();
+        process = Process::start(&data, port);
+        answers(&url, &data.join("admin")).await;
+        let stored = world.get("InferenceDeployment", "llm", &name).await;
+        let failures = |object: &Value| object["spec"]["redundancy"]["hostFailures"].clone();
+        assert!(!applied || stored.is_some_and(|stored| failures(&stored) == failures(&manifest)));
+    }
+    for name in ["d-0", "d-1", "d-2"] {
+        world.apply(world.deployment(name, 1)).await.unwrap();
+        world.until("InferenceDeployment", name, "redundancy", is_redundant).await;
+    }
+    let mut runs: Vec<String> = machines.iter().flat_map(Machine::runs).map(|(id, _)| id).collect();
+    runs.sort();
+    let copies = runs.len();
+    runs.dedup();
+    assert_eq!((copies, runs.len()), (6, 6), "two copies of each, none twice: {runs:?}");
 }
 
 #[tokio::test]

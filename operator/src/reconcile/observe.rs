@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandem_crds::{DeploymentRef, InferenceDeployment, InferenceHost};
+use tandem_crds::condition::{READY, find};
+use tandem_crds::{ConditionStatus, DeploymentRef, InferenceDeployment, InferenceHost};
 use tandem_plan::HostObservation;
 use tandem_store::{Kind, Object, Selector, StoreError};
 
@@ -69,15 +70,28 @@ impl Observed {
         // A host that has never reported is absent: there is nothing to say about it.
         let (Some(status), Some(silence)) = (&host.status, cluster.sessions.silence(name)) else { return };
         let timing = &cluster.timing;
-        let presence = if silence.ever_heard && silence.lasted < timing.silent_after {
-            self.next_change = self.next_change.min(timing.silent_after - silence.lasted);
-            HostObservation::Known(Box::new(status.clone()))
-        } else {
-            if !silence.ever_heard && silence.lasted < timing.boot_grace {
-                self.settling = true;
-                self.next_change = self.next_change.min(timing.boot_grace - silence.lasted);
+        let here = cluster.now() - silence.lasted;
+        let presence = if silence.ever_heard {
+            if silence.lasted < timing.silent_after {
+                self.next_change = self.next_change.min(timing.silent_after - silence.lasted);
+                HostObservation::Known(Box::new(status.clone()))
+            } else {
+                HostObservation::Unknown { since: here }
             }
-            HostObservation::Unknown { since: cluster.now() - silence.lasted }
+        } else {
+            let was_silent =
+                find(&status.conditions, READY).filter(|ready| ready.status == ConditionStatus::Unknown);
+            if silence.lasted < timing.boot_grace {
+                self.next_change = self.next_change.min(timing.boot_grace - silence.lasted);
+                // A host that was silent already when the operator before this one ended is not waited for.
+                self.settling |= was_silent.is_none();
+                HostObservation::Unknown { since: here }
+            } else {
+                // Silent to that operator and to this one: its time runs on from where it was.
+                HostObservation::Unknown {
+                    since: was_silent.map_or(here, |ready| here.min(ready.last_transition_time)),
+                }
+            }
         };
         self.presence.insert(name.to_owned(), presence);
     }

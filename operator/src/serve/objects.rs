@@ -9,11 +9,13 @@ use tandem_control_api::{
     ApplyRequest, ApplyResponse, DeleteRequest, DeleteResponse, EventList, EventsRequest, ListRequest,
     Object, ObjectEvent, ObjectList, ObjectRef, ScaleRequest, apply_response, object_event, objects_server,
 };
+use tandem_pki::Identity;
 use tandem_store::{ApplyOptions, ApplyOutcome, Key, Kind, Selector, WatchEvent};
 use tonic::{Request, Response, Status};
 
 use crate::caller::{self, refusal};
 use crate::cluster::Cluster;
+use crate::membership;
 
 /// Manager of applies that don't say.
 const DEFAULT_MANAGER: &str = "tandem";
@@ -68,6 +70,23 @@ fn check_host_manifest(manifest: &Value) -> Result<(), Status> {
         "spec of an InferenceHost is written by the operator: apply labels and annotations only, and use `tandem hosts \
          cordon` or `tandem hosts drain` to keep work away",
     ))
+}
+
+impl Objects {
+    /// A host is deleted when it is gone for good: its certificate is worth nothing from then on, and its name is free.
+    async fn forget_host(&self, name: &str) -> Result<(), Status> {
+        if self.0.sessions.seen(name).0 {
+            return Err(Status::failed_precondition(format!(
+                "host {name} is connected, and would be back at once: drain it with `tandem hosts drain {name}` and stop its \
+                 agent first"
+            )));
+        }
+        let identity = Identity::host(name).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        membership::forget(&*self.0.store, &identity).await.map_err(refusal)?;
+        self.0.refresh_revoked().await.map_err(refusal)?;
+        self.0.wake.notify_one();
+        Ok(())
+    }
 }
 
 #[tonic::async_trait]
@@ -139,6 +158,9 @@ impl objects_server::Objects for Objects {
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let admin = caller::admin(&self.0, &request)?;
         let key = key(request.get_ref().r#ref.as_ref())?;
+        if key.kind == Kind::InferenceHost {
+            self.forget_host(&key.name).await?;
+        }
         self.0.store.delete(&key, None).await.map_err(refusal)?;
         tracing::info!(%admin, object = %key, "deleted");
         Ok(Response::new(DeleteResponse {}))

@@ -4,6 +4,8 @@
 //! tandem_store::conformance!(my_home().await);
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "this is a test suite, which happens to live in a library")]
+
 pub mod leases;
 pub mod notes;
 pub mod objects;

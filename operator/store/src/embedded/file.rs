@@ -124,7 +124,8 @@ impl File {
     }
 
     fn load(&self) -> Result<Loaded, StoreError> {
-        let rows = || -> Result<(u64, Vec<(String, Vec<u8>)>), redb::Error> {
+        type Rows = Vec<(String, Vec<u8>)>;
+        let rows = || -> Result<(u64, Rows), redb::Error> {
             let read = self.database.begin_read()?;
             let revision = read.open_table(META)?.get("revision")?.map_or(0, |revision| revision.value());
             let mut rows = Vec::new();

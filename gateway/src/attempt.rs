@@ -27,8 +27,10 @@ impl Attempt {
     pub(crate) fn start(replica: Arc<Replica>, request: GenerateRequest, out: mpsc::Sender<Input>) -> Self {
         let cancelled = CancellationToken::new();
         let guard = cancelled.clone().drop_guard();
+        // Counted at once, so that the next choice already sees a busier worker.
+        let running = replica.run();
         tokio::spawn(async move {
-            let _running = replica.run();
+            let _running = running;
             let id = request.id.clone().unwrap_or_default();
             if speak(&replica, request, &id, &out, &cancelled).await == Ended::Cancelled {
                 replica.cancel(id).await;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tandem_gateway_core::conduct;
-use tandem_gateway_core::health::Bounds;
+use tandem_gateway_core::health::{Bounds, Standing};
 use tandem_pki::Credentials;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -101,6 +101,13 @@ impl Fleet {
     #[must_use]
     pub fn table(&self) -> Option<Arc<Table>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until at least `count` workers are in good standing.
+    pub async fn serving(&self, count: usize) {
+        let mut changes = self.changes();
+        let well = || self.watched().values().filter(|w| w.replica.view().standing == Standing::Well).count();
+        while well() < count && changes.changed().await.is_ok() {}
     }
 
     /// A deployment's workers as they are now.

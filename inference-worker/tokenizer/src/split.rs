@@ -12,6 +12,8 @@ use crate::error::TokenizerError;
 /// The contractions of English, in any case.
 const CONTRACTIONS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
+
 /// Cuts a text into pieces.
 #[derive(Debug, Clone)]
 pub(crate) struct Splitter {
@@ -33,13 +35,14 @@ enum Blanks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PreTokenizer {
     Gpt2,
+    SmolLm,
     Llama3,
     Qwen2,
     DeepSeekV3,
     KimiK2,
 }
 
-const NAMES: [(&str, PreTokenizer); 9] = [
+const NAMES: [(&str, PreTokenizer); 10] = [
     ("kimi-k2", PreTokenizer::KimiK2),
     ("llama-bpe", PreTokenizer::Llama3),
     ("llama3", PreTokenizer::Llama3),
@@ -47,6 +50,7 @@ const NAMES: [(&str, PreTokenizer); 9] = [
     ("qwen2", PreTokenizer::Qwen2),
     ("deepseek-r1-qwen", PreTokenizer::Qwen2),
     ("deepseek-v3", PreTokenizer::DeepSeekV3),
+    ("smollm", PreTokenizer::SmolLm),
     ("gpt-2", PreTokenizer::Gpt2),
     ("gpt2", PreTokenizer::Gpt2),
 ];
@@ -73,9 +77,8 @@ impl PreTokenizer {
 
     fn patterns(self) -> Vec<String> {
         match self {
-            PreTokenizer::Gpt2 => {
-                vec![r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+".to_owned()]
-            }
+            PreTokenizer::Gpt2 => vec![GPT2.to_owned()],
+            PreTokenizer::SmolLm => vec![r"\p{N}".to_owned(), GPT2.to_owned()],
             PreTokenizer::Llama3 => vec![format!(
                 r"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+"
             )],
@@ -105,7 +108,10 @@ impl PreTokenizer {
     pub(crate) fn splitter(self) -> Splitter {
         let compile =
             |pattern: String| Regex::new(&pattern).expect("the patterns are constants that tests compile");
-        let blanks = if self == PreTokenizer::Gpt2 { Blanks::WithLineEnds } else { Blanks::WithoutLineEnds };
+        let blanks = match self {
+            PreTokenizer::Gpt2 | PreTokenizer::SmolLm => Blanks::WithLineEnds,
+            _ => Blanks::WithoutLineEnds,
+        };
         Splitter { stages: self.patterns().into_iter().map(compile).collect(), blanks }
     }
 }

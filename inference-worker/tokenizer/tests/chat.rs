@@ -234,6 +234,20 @@ fn a_message_may_use_the_characters_that_mark_text() {
 }
 
 #[test]
+fn every_template_gets_content_in_the_form_that_it_takes() {
+    let messages =
+        json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
+    let walks = "{% for part in messages[0].content %}({{ part.text }}){% endfor %}";
+    let both = "{% if messages[0].content is string %}{{ messages[0].content }}{% else %}\
+                {% for part in messages[0].content %}{{ part.text }}{% endfor %}{% endif %}";
+    let prints = "{{ messages[0].content }}";
+    for (template, expected) in [(walks, "(a)(b)"), (both, "ab"), (prints, "a\nb")] {
+        assert_eq!(Model::new(Some(template)).ask(messages.clone()).text, expected, "{template}");
+    }
+    assert_eq!(Model::new(Some(walks)).ask(user("ab")).text, "(ab)");
+}
+
+#[test]
 fn templates_still_see_the_thinking_of_earlier_answers() {
     let qwen = Model::new(Some(QWEN));
     let prompt = qwen.ask(json!([

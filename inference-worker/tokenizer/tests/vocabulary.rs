@@ -9,7 +9,7 @@ use support::{CONTROL, Special, USER_DEFINED, control, decode, golden, metadata,
 use tandem_gguf::{StringArray, Value};
 use tandem_tokenizer::{SpecialTokens, Tokenizer, TokenizerError};
 
-const PRE_TOKENIZERS: [&str; 5] = ["gpt-2", "llama-bpe", "qwen2", "deepseek-v3", "kimi-k2"];
+const PRE_TOKENIZERS: [&str; 6] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-v3", "kimi-k2"];
 
 /// A pre-tokenizer's cases, as (text, ids).
 fn cases(pre: &str) -> Vec<(String, Vec<u32>)> {
@@ -31,6 +31,11 @@ fn assert_golden(pre: &str, tokenizer: &Tokenizer) {
 #[test]
 fn gpt2_ids_are_the_reference_ones() {
     assert_golden("gpt-2", &tokenizer("gpt-2", &[]));
+}
+
+#[test]
+fn smollm_ids_are_the_reference_ones() {
+    assert_golden("smollm", &tokenizer("smollm", &[]));
 }
 
 #[test]
@@ -225,7 +230,7 @@ fn texts() -> impl Strategy<Value = String> {
 }
 
 /// One per pre-tokenizer: reading a vocabulary takes longer than encoding a hundred texts.
-static TOKENIZERS: LazyLock<[Tokenizer; 5]> =
+static TOKENIZERS: LazyLock<[Tokenizer; 6]> =
     LazyLock::new(|| PRE_TOKENIZERS.map(|pre| tokenizer(pre, &[control("<|im_end|>"), control("[EOS]")])));
 
 proptest! {
@@ -239,7 +244,7 @@ proptest! {
 
     #[test]
     fn recognised_control_tokens_spell_what_they_replace(text in texts()) {
-        let tokenizer = &TOKENIZERS[4];
+        let tokenizer = &TOKENIZERS[5];
         let ids = tokenizer.encode(&text, SpecialTokens::Recognise);
         let spelled: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes_with_control(id)).copied().collect();
         prop_assert_eq!(spelled, text.as_bytes());

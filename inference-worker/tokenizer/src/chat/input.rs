@@ -1,7 +1,7 @@
 //! What a template is given: messages in the one shape that templates agree on, as values whose text is marked.
 
 use minijinja::Value;
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::error::ChatError;
 use super::marks::{Author, Marker, UnusedMark};
@@ -37,6 +37,17 @@ pub(super) const RESERVED: [&str; 7] = [
 const THINKING: [&str; 2] = ["thinking", "enable_thinking"];
 const MAX_DEPTH: usize = 64;
 
+/// How a template takes a message's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// As it comes: a string or a list of parts.
+    Either,
+    /// Only as a string: parts are joined by line ends.
+    String,
+    /// Only as a list of parts: a string becomes one.
+    Parts,
+}
+
 /// The request's part of a template's variables.
 pub(super) struct Variables {
     pub(super) values: Vec<(String, Value)>,
@@ -46,12 +57,17 @@ pub(super) struct Variables {
 
 impl ChatInput<'_> {
     /// `unused` has seen the template's source.
-    pub(super) fn variables(&self, marker: &Marker, mut unused: UnusedMark) -> Result<Variables, ChatError> {
+    pub(super) fn variables(
+        &self,
+        marker: &Marker,
+        mut unused: UnusedMark,
+        content: Content,
+    ) -> Result<Variables, ChatError> {
         let messages = self
             .messages
             .iter()
             .enumerate()
-            .map(|(at, message)| normalise(at, message))
+            .map(|(at, message)| normalise(at, message, content))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(name) = self.kwargs.keys().find(|name| RESERVED.contains(&name.as_str())) {
             return Err(ChatError::ReservedArgument { name: name.clone() });
@@ -82,17 +98,25 @@ impl ChatInput<'_> {
     }
 }
 
-/// Content as one string, arguments of tool calls as objects: what templates are written for.
-fn normalise(index: usize, message: &Json) -> Result<Map<String, Json>, ChatError> {
+/// Content as the template takes it, arguments of tool calls as objects: what templates are written for.
+fn normalise(index: usize, message: &Json, wanted: Content) -> Result<Map<String, Json>, ChatError> {
     let mut message = message.as_object().cloned().ok_or(ChatError::NotAMessage { index })?;
     let role = message.get("role").and_then(Json::as_str).ok_or(ChatError::NotAMessage { index })?;
     if !ROLES.contains(&role) {
         return Err(ChatError::UnknownRole { index, role: role.to_owned(), known: ROLES.join(", ") });
     }
-    if let Some(content) = message.get_mut("content")
-        && let Some(parts) = content.as_array()
-    {
-        *content = Json::String(join_parts(index, parts)?);
+    if let Some(content) = message.get_mut("content") {
+        let as_parts =
+            |texts: &[&str]| texts.iter().map(|text| json!({"type": "text", "text": text})).collect();
+        if let Some(given) = content.as_array() {
+            let texts = given.iter().map(|part| text_of(index, part)).collect::<Result<Vec<_>, _>>()?;
+            *content = match wanted {
+                Content::Either | Content::Parts => as_parts(&texts),
+                Content::String => Json::String(texts.join("\n")),
+            };
+        } else if let (Some(text), Content::Parts) = (content.as_str(), wanted) {
+            *content = as_parts(&[text]);
+        }
     }
     if let Some(calls) = message.get_mut("tool_calls").and_then(Json::as_array_mut) {
         for arguments in calls.iter_mut().filter_map(|call| call.get_mut("function")?.get_mut("arguments")) {
@@ -106,15 +130,12 @@ fn normalise(index: usize, message: &Json) -> Result<Map<String, Json>, ChatErro
     Ok(message)
 }
 
-fn join_parts(index: usize, parts: &[Json]) -> Result<String, ChatError> {
-    let texts = parts.iter().map(|part| match part {
-        Json::String(text) => Ok(text.as_str()),
-        part => part.get("text").and_then(Json::as_str).ok_or_else(|| ChatError::UnsupportedPart {
-            index,
-            kind: part.get("type").and_then(Json::as_str).unwrap_or("unknown").to_owned(),
-        }),
-    });
-    Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+fn text_of(index: usize, part: &Json) -> Result<&str, ChatError> {
+    let text = part.as_str().or_else(|| part.get("text")?.as_str());
+    text.ok_or_else(|| ChatError::UnsupportedPart {
+        index,
+        kind: part.get("type").and_then(Json::as_str).unwrap_or("unknown").to_owned(),
+    })
 }
 
 /// Looks at every string of a value, and bounds its depth.

@@ -8,10 +8,11 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::{Map, Value as Json, json};
 use tandem_gguf::Metadata;
 
 use super::error::ChatError;
-use super::input::{ChatInput, Variables};
+use super::input::{ChatInput, Content, Variables};
 use super::json::tojson;
 use super::list_literals;
 use super::marks::{Marker, UnusedMark};
@@ -43,6 +44,7 @@ pub struct ChatTemplate {
     unused: UnusedMark,
     is_fallback: bool,
     knows_tools: bool,
+    content: Content,
 }
 
 /// A prompt, ready for the model.
@@ -79,7 +81,35 @@ impl ChatTemplate {
         environment.add_template_owned(NAME, list_literals::rewrite(source)).map_err(ChatError::Compile)?;
         let template = environment.get_template(NAME).map_err(ChatError::Compile)?;
         let knows_tools = template.undeclared_variables(false).contains("tools");
-        Ok(ChatTemplate { environment, tokenizer, marker, unused, is_fallback: own.is_none(), knows_tools })
+        let is_fallback = own.is_none();
+        let content = Content::Either;
+        let mut template =
+            ChatTemplate { environment, tokenizer, marker, unused, is_fallback, knows_tools, content };
+        template.content = template.probe_content();
+        Ok(template)
+    }
+
+    /// Finds out how the template takes content, by what it makes of one text in both forms. A template that can't walk over parts prints
+    /// them with brackets and quotes, or fails; one that only walks takes a string for a list of characters.
+    fn probe_content(&self) -> Content {
+        const PROBE: &str = "what a message says";
+        let render = |content: Json| {
+            let input = ChatInput {
+                messages: &[json!({"role": "user", "content": content})],
+                tools: &[],
+                add_generation_prompt: false,
+                kwargs: &Map::new(),
+                now: jiff::civil::DateTime::default(),
+            };
+            self.text(&input, Content::Either).ok().map(|(text, _)| text).filter(|text| text.contains(PROBE))
+        };
+        let from_string = render(json!(PROBE));
+        let from_parts = render(json!([{"type": "text", "text": PROBE}]));
+        match (from_string, from_parts) {
+            (None, Some(_)) => Content::Parts,
+            (Some(from_string), Some(from_parts)) if from_string == from_parts => Content::Either,
+            _ => Content::String,
+        }
     }
 
     /// Whether the file has no template of its own.
@@ -101,7 +131,16 @@ impl ChatTemplate {
         if !input.tools.is_empty() && !self.knows_tools {
             return Err(ChatError::ToolsUnsupported);
         }
-        let Variables { mut values, mark } = input.variables(&self.marker, self.unused.clone())?;
+        let (marked, mark) = self.text(input, self.content)?;
+        let tokens = self.tokens(&marked, mark);
+        let text = without(&marked, mark);
+        let opens_thinking = input.add_generation_prompt && text.trim_end().ends_with("<think>");
+        Ok(RenderedPrompt { tokens, text, opens_thinking, used_fallback: self.is_fallback })
+    }
+
+    /// The prompt's text with the request's part of it marked, and the mark.
+    fn text(&self, input: &ChatInput<'_>, wanted: Content) -> Result<(String, char), ChatError> {
+        let Variables { mut values, mark } = input.variables(&self.marker, self.unused.clone(), wanted)?;
         let now = input.now;
         let strftime_now = move |format: &str| {
             jiff::fmt::strtime::format(format, now).map_err(|error| {
@@ -110,17 +149,11 @@ impl ChatTemplate {
             })
         };
         values.push(("strftime_now".to_owned(), Value::from_function(strftime_now)));
-
         let template = self.environment.get_template(NAME).map_err(ChatError::Render)?;
         let mut out = Bounded::default();
         let outcome = template.render_captured_to(Value::from_pairs(values), &mut out).map(|_| ());
         outcome.map_err(|error| explain(error, mark, &out))?;
-        let marked = String::from_utf8(out.bytes).expect("templates write whole strings");
-
-        let tokens = self.tokens(&marked, mark);
-        let text = without(&marked, mark);
-        let opens_thinking = input.add_generation_prompt && text.trim_end().ends_with("<think>");
-        Ok(RenderedPrompt { tokens, text, opens_thinking, used_fallback: self.is_fallback })
+        Ok((String::from_utf8(out.bytes).expect("templates write whole strings"), mark))
     }
 
     fn tokens(&self, marked: &str, mark: char) -> Vec<u32> {

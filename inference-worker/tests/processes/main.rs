@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
 mod replica;
+#[cfg(feature = "scripted")]
+mod scripted;
 mod serve;
 mod support;

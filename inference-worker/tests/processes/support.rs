@@ -105,10 +105,22 @@ impl Cluster {
 
     /// Starts `inference-worker replica`.
     pub(crate) fn spawn(&self, name: &str, spec: &serde_json::Value, arguments: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_inference-worker"));
+        command.arg("replica");
+        self.spawn_program(command, name, spec, arguments)
+    }
+
+    /// Starts a program that reads a worker's spec.
+    pub(crate) fn spawn_program(
+        &self,
+        mut program: Command,
+        name: &str,
+        spec: &serde_json::Value,
+        arguments: &[&str],
+    ) -> Child {
         let path = self.folder.path().join(name).join("spec.json");
         std::fs::write(&path, spec.to_string()).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_inference-worker"))
-            .arg("replica")
+        program
             .arg("--spec")
             .arg(path)
             .args(arguments)

@@ -44,6 +44,8 @@ const KUBERNETES_CLIENTS: [&str; 3] = ["tandem-store", "tandem", "tandem-e2e"];
 struct Member {
     /// Direct dependencies that are linked into the crate itself, with their features; not those of tests or builds.
     dependencies: BTreeMap<String, BTreeSet<String>>,
+    /// Those of tests and builds too, by the name that code uses.
+    every_dependency: BTreeSet<String>,
     manifest: String,
 }
 
@@ -62,12 +64,14 @@ fn members() -> BTreeMap<String, Member> {
         .iter()
         .map(|package| {
             let dependencies = package["dependencies"].as_array().unwrap().iter();
+            let named = |d: &Value| text(if d["rename"].is_null() { &d["name"] } else { &d["rename"] });
+            let every_dependency = dependencies.clone().map(named).collect();
             let dependencies = dependencies
                 .filter(|d| d["kind"].is_null())
                 .map(|d| (text(&d["name"]), d["features"].as_array().unwrap().iter().map(text).collect()))
                 .collect();
             let manifest = std::fs::read_to_string(package["manifest_path"].as_str().unwrap()).unwrap();
-            (text(&package["name"]), Member { dependencies, manifest })
+            (text(&package["name"]), Member { dependencies, every_dependency, manifest })
         })
         .collect()
 }
@@ -143,5 +147,21 @@ fn unsafe_is_forbidden_outside_the_kernels() {
     for (name, member) in members() {
         let inherits = member.manifest.contains("[lints]\nworkspace = true");
         assert!(inherits || name == "tandem-kernels", "{name} does not inherit the workspace's lints");
+    }
+}
+
+#[test]
+fn every_dependency_has_a_reason() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../DEPENDENCIES.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with('|')).filter_map(|line| line.split('|').nth(1));
+    let named: BTreeSet<&str> = rows.flat_map(|cell| cell.split(',')).map(str::trim).collect();
+    let members = members();
+    for (name, member) in &members {
+        for dependency in member.every_dependency.iter().filter(|d| !members.contains_key(*d)) {
+            assert!(
+                named.contains(dependency.as_str()),
+                "{name} uses {dependency}, which DEPENDENCIES.md does not name"
+            );
+        }
     }
 }

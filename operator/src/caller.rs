@@ -30,7 +30,8 @@ pub(crate) fn admin<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, 
     }
 }
 
-fn identity<T>(cluster: &Cluster, request: &Request<T>) -> Result<Identity, Status> {
+/// Anybody with a certificate of the cluster.
+pub(crate) fn identity<T>(cluster: &Cluster, request: &Request<T>) -> Result<Identity, Status> {
     let identity = peer_identity(request)?;
     if cluster.is_revoked(&peer_serial(request)?) {
         tracing::warn!(%identity, from = ?request.remote_addr(), "a revoked certificate was shown");

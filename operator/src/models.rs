@@ -30,10 +30,11 @@ const LONGEST: Duration = Duration::from_secs(6 * 3600);
 /// Wait after a first failure, doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_secs(300);
-/// What workers are run with, where a manifest doesn't say: sequences at once, rows of a step, and more threads than hosts
-/// have, since working memory grows with them.
+/// What workers run with where a manifest doesn't say: sequences at once, and rows of a step, which are those of a prompt's
+/// piece and one for each sequence.
 const MAX_SEQUENCES: u32 = 16;
-const MAX_BATCH_ROWS: usize = 256;
+const MAX_BATCH_ROWS: usize = 128 + MAX_SEQUENCES as usize;
+/// Working memory grows with a host's threads, which differ: more than hosts have, so that a copy takes at most what is said.
 const MOST_THREADS: usize = 256;
 
 /// What the files of a model are.

@@ -195,6 +195,16 @@ async fn a_host_speaks_for_itself_only() {
         assert!(certificate.certificate_pem.contains("BEGIN CERTIFICATE"));
     }
 
+    let edge = world.join(Role::Gateway, "edge").await;
+    let mut gateways = AgentsClient::new(world.channel(&edge));
+    for (role, name, allowed) in
+        [(Role::Gateway, "edge", true), (Role::Gateway, "mac-a", false), (Role::Worker, "kimi-0", false)]
+    {
+        let csr_pem = KeyAndRequest::generate().unwrap().csr_pem;
+        let request = CertifyRequest { role: role.into(), name: name.into(), csr_pem, addresses: Vec::new() };
+        assert_eq!(gateways.certify(request).await.is_ok(), allowed, "{role:?} {name}");
+    }
+
     let list = ListRequest { kind: "InferenceHost".into(), ..ListRequest::default() };
     let status = ObjectsClient::new(world.channel(&host.credentials)).list(list).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);

@@ -67,40 +67,20 @@ impl agents_server::Agents for Agents {
     }
 
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
-        let host = caller::host(&self.0, &request)?;
+        let caller = caller::identity(&self.0, &request)?;
         let cluster = &self.0;
         let request = request.into_inner();
-        let bad_name = |error: tandem_pki::BadName| Status::invalid_argument(error.to_string());
-        let identity = match request.role() {
-            Role::Host if request.name == host.as_str() => Identity::Host(host.clone()),
-            Role::Host => {
-                return Err(Status::permission_denied(format!(
-                    "the certificate is of host {host}: it can't be renewed for {}",
-                    request.name
-                )));
-            }
-            Role::Worker => Identity::worker(host.as_str(), &request.name).map_err(bad_name)?,
-            // A host's own gateway has the host's name, so that no host can speak for another's.
-            Role::Gateway if request.name == host.as_str() => {
-                Identity::gateway(&request.name).map_err(bad_name)?
-            }
-            Role::Gateway => {
-                return Err(Status::permission_denied(format!(
-                    "a gateway that host {host} runs is called {host}, not {}",
-                    request.name
-                )));
-            }
-            Role::Admin | Role::Unspecified => {
-                return Err(Status::permission_denied(
-                    "a host gets certificates for itself, its workers and its gateway",
-                ));
-            }
-        };
+        let identity = may_become(&caller, request.role(), &request.name)?;
+        // A gateway of that name that joined by itself is not this host's.
+        let host_runs_it = matches!((&caller, &identity), (Identity::Host(_), Identity::Gateway(_)));
+        if host_runs_it && membership::is_member(&*cluster.store, &identity).await.map_err(refusal)? {
+            return Err(Status::permission_denied(format!("{identity} has joined with a token of its own")));
+        }
         let issued = cluster
             .authority
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
-        if request.role() == Role::Host {
+        if identity == caller {
             membership::remember(
                 &*cluster.store,
                 &identity,
@@ -112,12 +92,31 @@ impl agents_server::Agents for Agents {
             .await
             .map_err(refusal)?;
         }
-        tracing::info!(%host, %identity, serial = issued.serial, "certified");
+        tracing::info!(by = %caller, %identity, serial = issued.serial, "certified");
         Ok(Response::new(Certificate {
             certificate_pem: issued.certificate_pem,
             ca_pem: issued.ca_pem,
             not_after: issued.not_after,
         }))
+    }
+}
+
+/// Whom a caller may get a certificate for: a host for itself, its workers and its gateway, a gateway for itself.
+fn may_become(caller: &Identity, role: Role, name: &str) -> Result<Identity, Status> {
+    let bad_name = |error: tandem_pki::BadName| Status::invalid_argument(error.to_string());
+    match (caller, role) {
+        (Identity::Host(host), Role::Host) if host.as_str() == name => Ok(caller.clone()),
+        (Identity::Host(host), Role::Worker) => Identity::worker(host.as_str(), name).map_err(bad_name),
+        // A host's own gateway has the host's name, so that no host can speak for another's.
+        (Identity::Host(host), Role::Gateway) if host.as_str() == name => Ok(Identity::Gateway(host.clone())),
+        (Identity::Host(host), Role::Gateway) => Err(Status::permission_denied(format!(
+            "the gateway that host {host} runs is called {host}, not {name}"
+        ))),
+        (Identity::Gateway(gateway), Role::Gateway) if gateway.as_str() == name => Ok(caller.clone()),
+        _ => Err(Status::permission_denied(format!(
+            "{caller} gets no certificate for {name}: hosts get them for themselves, their workers and their gateway, gateways \
+             for themselves"
+        ))),
     }
 }
 

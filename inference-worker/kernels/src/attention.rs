@@ -2,7 +2,7 @@
 //!
 //! For one query head of a token that sees positions `0..len`:
 //! 1. The context is cut at absolute multiples of [`CHUNK`]; chunks are taken in ascending order.
-//! 2. In a chunk, `score = (query · key) × scale` with the [`lanes`](crate::lanes) dot; `max` is the greatest score;
+//! 2. In a chunk, `score = (query · key) × scale` with the [`lanes`] dot; `max` is the greatest score;
 //!    `e = exp(score − max)`; `sum` is the lanes sum of `e`, in ascending positions from the chunk's first; and the
 //!    vector is, from +0 in ascending positions, `vector += e × value`, for each of its values.
 //! 3. [`merge`] joins a chunk's part into what the chunks before it gave, starting from nothing.

@@ -19,7 +19,7 @@ impl Candidate {
     pub const NONE: Candidate = Candidate { id: u32::MAX, logit: f32::NEG_INFINITY };
 }
 
-/// `max + ln Σ exp(x − max)`: the [`lanes`](crate::lanes) sum, its logarithm in f64 rounded once, then one addition. NaN
+/// `max + ln Σ exp(x − max)`: the [`lanes`] sum, its logarithm in f64 rounded once, then one addition. NaN
 /// when any logit is NaN.
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
     let max = lanes::max(logits);

@@ -1,6 +1,6 @@
 //! Sums of rows and root-mean-square norms.
 //!
-//! A norm is, per row or piece of `n` values: `s` the [`lanes`](crate::lanes) sum of the squares;
+//! A norm is, per row or piece of `n` values: `s` the [`lanes`] sum of the squares;
 //! `r = 1 / √(s / n + ε)`; then `(x × r) × weight`.
 
 use crate::lanes;

@@ -10,7 +10,7 @@ use crate::versions::versions;
 pub enum Gating {
     /// Each expert's own sigmoid: Kimi, DeepSeek V3.
     Sigmoid,
-    /// Over all experts: `exp(x − max)`, divided by its [`lanes`](crate::lanes) sum.
+    /// Over all experts: `exp(x − max)`, divided by its [`lanes`] sum.
     Softmax,
 }
 

@@ -3,7 +3,7 @@
 mod world;
 
 use serde_json::{Value, json};
-use tandem_control_api::{DeleteRequest, DrainHostRequest, ObjectRef, ScaleRequest};
+use tandem_control_api::{DeleteRequest, DrainHostRequest, EventsRequest, ObjectRef, ScaleRequest};
 use world::{Machine, World, condition, within, workloads};
 
 const MEMORY: u64 = 4 << 30;
@@ -54,6 +54,15 @@ async fn a_manifest_is_placed_told_served_and_routed() {
     assert_eq!(table.models[0].name, "tiny");
     assert!(table.models[0].owns_short_name);
     assert!(table.models[0].replicas.iter().all(|replica| !replica.draining && replica.epoch > 0));
+
+    let events =
+        world.objects().events(EventsRequest { r#ref: reference("tiny") }).await.unwrap().into_inner().json;
+    for event in &events {
+        println!("{event}");
+    }
+    let started: Vec<&String> = events.iter().filter(|event| event.contains("\"Starting\"")).collect();
+    assert_eq!(started.len(), 2, "each step is an event");
+    assert!(events.iter().all(|event| !event.contains("Warning")), "nothing went wrong");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! one plans anew.
 
 use serde_json::Value;
-use tandem_crds::condition::{DEGRADED, READY, RECONCILING, REDUNDANT, STALLED};
+use tandem_crds::condition::{READY, REDUNDANT, STALLED, find};
 use tandem_crds::{Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus};
 use tandem_plan::{Plan, Step};
 use tandem_store::{EventNote, Key, Object, Severity, StoreError};
@@ -85,27 +85,30 @@ fn key(deployment: &DeploymentRef) -> Key {
     Key::deployment(&deployment.namespace, &deployment.name)
 }
 
-/// Conditions whose answer or reason is another than before.
+/// Conditions that a person may want to know the time of: an answer that has turned, and each new reason why a person is needed.
+/// What a new deployment does not have yet is no news.
 fn turned(about: &Key, before: &[Condition], after: &InferenceDeploymentStatus) -> Vec<EventNote> {
-    let is_new = |condition: &&Condition| {
-        let before = before.iter().find(|known| known.type_ == condition.type_);
-        before.is_none_or(|known| known.status != condition.status || known.reason != condition.reason)
+    let news = |condition: &&Condition| {
+        let before = find(before, &condition.type_);
+        let answers_else = before.is_some_and(|known| known.status != condition.status);
+        match condition.type_.as_str() {
+            READY | REDUNDANT => {
+                answers_else || (before.is_none() && condition.status == ConditionStatus::True)
+            }
+            STALLED => {
+                let other_reason = before.is_none_or(|known| known.reason != condition.reason);
+                answers_else || (condition.status == ConditionStatus::True && other_reason)
+            }
+            _ => false,
+        }
     };
-    let notable = |condition: &&Condition| condition.type_ != RECONCILING && !condition.reason.is_empty();
-    after
-        .conditions
-        .iter()
-        .filter(is_new)
-        .filter(notable)
-        .map(|condition| note_of_condition(about, condition))
-        .collect()
+    after.conditions.iter().filter(news).map(|condition| note_of_condition(about, condition)).collect()
 }
 
 fn note_of_condition(about: &Key, condition: &Condition) -> EventNote {
     let bad = match condition.type_.as_str() {
         READY | REDUNDANT => condition.status == ConditionStatus::False,
-        DEGRADED | STALLED => condition.status == ConditionStatus::True,
-        _ => false,
+        _ => condition.status == ConditionStatus::True,
     };
     EventNote {
         about: about.clone(),

@@ -31,7 +31,8 @@ impl<'a> Cursor<'a> {
         self.prefix.len() - self.at
     }
 
-    /// Fails unless the file could hold `wanted` more bytes; says [`GgufError::Incomplete`] when the prefix doesn't.
+    /// Fails unless the file could hold `wanted` more bytes; says [`GgufError::Incomplete`] when the prefix
+    /// doesn't.
     pub(crate) fn take(&mut self, wanted: u64, what: &'static str) -> Result<&'a [u8], GgufError> {
         let at = self.at();
         let end = match at.checked_add(wanted) {
@@ -71,7 +72,7 @@ impl<'a> Cursor<'a> {
     /// A string of 1 to `limit` bytes.
     pub(crate) fn name(&mut self, limit: u64, what: &'static str) -> Result<&'a str, GgufError> {
         let len = self.u64(what)?;
-        // A name that leaves the file is longer than the format allows, too; that it leaves the file says more.
+        // A name that leaves the file is too long as well, but that it leaves the file says more.
         if len <= self.left_in_file() && !(1..=limit).contains(&len) {
             return Err(GgufError::BadNameLength { what, at: self.at(), len, limit });
         }

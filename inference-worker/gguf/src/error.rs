@@ -12,8 +12,9 @@ pub enum GgufError {
     /// The prefix ended before the header did; nothing wrong has been seen so far.
     #[error("the header goes on: at least the first {needed} bytes of the file are needed")]
     Incomplete {
-        /// The least prefix that can bring the next step. A header may need several steps: ask for twice as much as last time, or this,
-        /// whichever is more. Never above [`MAX_HEADER_BYTES`](crate::MAX_HEADER_BYTES), nor the file's length.
+        /// The least prefix that can bring the next step. A header may need several steps: ask for twice as
+        /// much as last time, or this, whichever is more. Never above
+        /// [`MAX_HEADER_BYTES`](crate::MAX_HEADER_BYTES), nor the file's length.
         needed: u64,
     },
     /// Not a GGUF file.

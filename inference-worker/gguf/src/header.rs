@@ -22,7 +22,8 @@ const MAX_KEY_BYTES: u64 = (1 << 16) - 1;
 const LEAST_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
 const ALIGNMENTS: std::ops::RangeInclusive<u32> = 8..=1 << 20;
 
-/// What one file says about itself, checked: every tensor lies inside the file, aligned, and shares no byte with another.
+/// What one file says about itself, checked: every tensor lies inside the file, aligned, and shares no byte
+/// with another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
     /// The format's version, 2 or 3.
@@ -43,8 +44,8 @@ impl Header {
     /// Reads the header from the first bytes of a file that is `file_len` bytes long.
     ///
     /// # Errors
-    /// [`GgufError::Incomplete`] when the prefix is too short to tell; anything else is the file's fault, and more bytes
-    /// won't help.
+    /// [`GgufError::Incomplete`] when the prefix is too short to tell; anything else is the file's fault, and
+    /// more bytes won't help.
     pub fn parse(prefix: &[u8], file_len: u64) -> Result<Header, GgufError> {
         let mut cursor = Cursor::new(prefix, file_len);
         let found = cursor.array::<4>("the magic number")?;

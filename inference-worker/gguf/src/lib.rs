@@ -1,9 +1,9 @@
 //! The GGUF file format: bytes in, values out. Nothing here opens, maps or fetches a file.
 //!
-//! [`Header::parse`] reads a header from the first bytes of a file and says [`GgufError::Incomplete`] when it needs
-//! more of them, so the same code serves a mapped file and a range request. Whatever it returns has been checked: every
-//! tensor lies inside the file, aligned, and apart from every other. [`ShardSet`] does the same across the
-//! files of a split model. [`Writer`] builds files.
+//! [`Header::parse`] reads a header from the first bytes of a file and says [`GgufError::Incomplete`] when it
+//! needs more of them, so the same code serves a mapped file and a range request. Whatever it returns has
+//! been checked: every tensor lies inside the file, aligned, and apart from every other. [`ShardSet`] does
+//! the same across the files of a split model. [`Writer`] builds files.
 //!
 //! ```
 //! use tandem_gguf::{GgmlType, Header, Writer};

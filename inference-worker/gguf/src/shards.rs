@@ -149,7 +149,8 @@ pub struct ShardSet {
 }
 
 impl ShardSet {
-    /// Puts the headers of a model's files together, given in the files' order. A model in one file is a set of one.
+    /// Puts the headers of a model's files together, given in the files' order. A model in one file is a set
+    /// of one.
     ///
     /// # Errors
     /// When a file is missing, superfluous or out of order, or a tensor is missing or occurs twice.

@@ -16,8 +16,8 @@ const MAX_RANK: usize = 4;
 pub struct TensorInfo {
     /// Unique in the model.
     pub name: String,
-    /// Sizes in ggml's order, the contiguous one first; 1 where the tensor has fewer dimensions. A matrix that maps `n` inputs to
-    /// `m` outputs is `[n, m, 1, 1]`: `m` rows of `n`.
+    /// Sizes in ggml's order, the contiguous one first; 1 where the tensor has fewer dimensions. A matrix
+    /// that maps `n` inputs to `m` outputs is `[n, m, 1, 1]`: `m` rows of `n`.
     pub dims: [u64; MAX_RANK],
     /// How many of `dims` the file states, 1 to 4.
     pub rank: usize,

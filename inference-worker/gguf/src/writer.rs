@@ -63,8 +63,8 @@ pub enum WriteError {
 
 /// Collects metadata and tensors, then writes them as one file or several.
 ///
-/// Small and complete rather than fast: the file is built in memory. A tensor without data serves to write the header
-/// of a model too large to hold.
+/// Small and complete rather than fast: the file is built in memory. A tensor without data serves to write
+/// the header of a model too large to hold.
 #[derive(Debug, Clone)]
 pub struct Writer {
     alignment: u64,
@@ -104,7 +104,8 @@ impl Writer {
         self
     }
 
-    /// Adds a tensor: its shape in ggml's order (the contiguous dimension first), and its bytes in the type's layout.
+    /// Adds a tensor: its shape in ggml's order (the contiguous dimension first), and its bytes in the type's
+    /// layout.
     pub fn tensor(
         &mut self,
         name: impl Into<String>,

@@ -249,9 +249,8 @@ fn sizes_that_wrap_are_refused() {
 #[test]
 fn rows_that_are_not_whole_blocks_are_refused() {
     let error = one_tensor(&[33], GgmlType::Q8_0.id(), 0).error();
-    assert!(
-        matches!(&error, GgufError::PartialRow { name, source } if name == "t" && *source == RowError::PartialBlock { ty: GgmlType::Q8_0, elements: 33 })
-    );
+    let source = RowError::PartialBlock { ty: GgmlType::Q8_0, elements: 33 };
+    assert_eq!(error, GgufError::PartialRow { name: "t".into(), source });
 }
 
 #[test]

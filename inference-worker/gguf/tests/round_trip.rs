@@ -1,5 +1,6 @@
 //! What is written is read back; what is damaged is refused, and never more than that.
 
+use proptest::collection::vec;
 use proptest::prelude::*;
 use tandem_gguf::{Array, GgmlType, GgufError, Header, ShardSet, Value, WriteError, Writer};
 
@@ -20,7 +21,6 @@ fn number() -> impl Strategy<Value = Value> {
 }
 
 fn array() -> impl Strategy<Value = Value> {
-    use proptest::collection::vec;
     prop_oneof![
         vec(any::<u8>(), 0..20).prop_map(Value::from),
         vec(any::<i8>(), 0..20).prop_map(Value::from),
@@ -49,7 +49,7 @@ struct Tensor {
 }
 
 fn tensor() -> impl Strategy<Value = Tensor> {
-    let shape = (1..3u64, proptest::collection::vec(1..4u64, 0..=3));
+    let shape = (1..3u64, vec(1..4u64, 0..=3));
     (proptest::sample::select(GgmlType::ALL), shape, any::<u8>()).prop_map(|(ty, (blocks, more), fill)| {
         let shape: Vec<u64> = std::iter::once(blocks * ty.block_len()).chain(more).collect();
         let rows: u64 = shape[1..].iter().product();
@@ -67,8 +67,8 @@ struct Model {
 
 fn model() -> impl Strategy<Value = Model> {
     let alignment = proptest::sample::select(vec![8, 32, 64, 4096]);
-    let metadata = proptest::collection::vec(value(), 0..8);
-    let tensors = proptest::collection::vec(tensor(), 0..6);
+    let metadata = vec(value(), 0..8);
+    let tensors = vec(tensor(), 0..6);
     (alignment, metadata, tensors).prop_map(|(alignment, metadata, tensors)| Model {
         alignment,
         metadata,
@@ -128,7 +128,10 @@ proptest! {
 
     /// Whatever comes out of a damaged file has been checked like any other.
     #[test]
-    fn damaged_files_never_panic(model in model(), damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8)) {
+    fn damaged_files_never_panic(
+        model in model(),
+        damage in vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
+    ) {
         let mut file = model.writer().finish().unwrap();
         for (at, byte) in damage {
             let at = at.index(file.len());
@@ -138,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), file_len in any::<u64>()) {
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..400), file_len in any::<u64>()) {
         prop_assert!(is_sound(&bytes, file_len));
         let headed = [b"GGUF\x03\0\0\0".as_slice(), &bytes].concat();
         prop_assert!(is_sound(&headed, headed.len() as u64));

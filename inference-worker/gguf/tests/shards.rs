@@ -114,7 +114,8 @@ fn split_metadata_that_is_nonsense_is_refused() {
     let mut file = shard(0, 2, 1, &["a"]);
     let negative = shard(0, 1, -1, &["a"]);
     assert!(matches!(error(&[negative]), ShardError::BadSplitMetadata { file: 1, .. }));
-    // A count of another type: u16 becomes f32 by its id only where the value has four bytes, so use an i32's.
+    // A count of another type: u16 becomes f32 by its id only where the value has four bytes, so use an
+    // i32's.
     let at =
         file.windows(20).position(|window| window == b"split.tensors.count\x05").expect("the key is there");
     file[at + 19] = 6;

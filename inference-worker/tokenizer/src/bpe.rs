@@ -1,7 +1,7 @@
 //! Byte pair encoding of one piece: neighbours join by rank, lowest first, leftmost first among equals.
 //!
-//! Byte-level vocabularies start from bytes and rank by merges, or by token id. Sentencepiece's start from characters and rank by
-//! score, and spell out in bytes what stays without a token.
+//! Byte-level vocabularies start from bytes and rank by merges, or by token id. Sentencepiece's start from
+//! characters and rank by score, and spell out in bytes what stays without a token.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -227,7 +227,8 @@ fn read_merges(merges: &StringArray, vocabulary: &Vocabulary) -> Result<Merges, 
 
 /// Higher scores get lower ranks, equal ones the same.
 fn rank_of_score(score: f32) -> u32 {
-    // Adding zero makes one zero of two; then the bits of floats sort like integers, negative ones in reverse.
+    // Adding zero makes one zero of two; then the bits of floats sort like integers, negative ones in
+    // reverse.
     let bits = (score + 0.0).to_bits();
     let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
     !ascending

@@ -1,4 +1,4 @@
-//! GPT-2's alphabet: every byte as a printable character, so that vocabularies of bytes can be written as text.
+//! GPT-2's alphabet: every byte as a printable character, to write vocabularies of bytes as text.
 
 /// Bytes that stand for themselves: printable Latin-1 without the soft hyphen.
 const fn is_printable(byte: u8) -> bool {

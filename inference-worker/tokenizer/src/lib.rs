@@ -1,7 +1,7 @@
 //! Text to token ids and back, and conversations to prompts, as the model's own file describes them.
 //!
-//! [`Tokenizer`] reads the vocabulary from GGUF metadata. [`ChatTemplate`] renders messages with the model's template and
-//! tokenises the outcome such that nothing in a message can pass for a control token.
+//! [`Tokenizer`] reads the vocabulary from GGUF metadata. [`ChatTemplate`] renders messages with the model's
+//! template and tokenises the outcome such that nothing in a message can pass for a control token.
 
 mod bpe;
 mod byte_alphabet;

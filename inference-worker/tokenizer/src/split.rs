@@ -1,7 +1,7 @@
 //! Pre-tokenizers: how a text falls into the pieces that BPE never joins across.
 //!
-//! Their published patterns end in `\s+(?!\S)|\s+`: a run of blanks leaves its last one to the word that follows. That is done here by
-//! hand, which leaves patterns that match in linear time whatever the text.
+//! Their published patterns end in `\s+(?!\S)|\s+`: a run of blanks leaves its last one to the word that
+//! follows. That is done here by hand, which leaves patterns that match in linear time whatever the text.
 
 use std::ops::Range;
 

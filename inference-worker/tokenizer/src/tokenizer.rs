@@ -46,7 +46,8 @@ enum Pieces {
 const END_KEYS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
-/// Tokens that end a generation in whatever file they occur: the keys above differ between files of the same model.
+/// Tokens that end a generation in whatever file they occur: the keys above differ between files of the same
+/// model.
 const END_NAMES: [&str; 14] = [
     "<|im_end|>",
     "[EOS]",
@@ -68,7 +69,8 @@ impl Tokenizer {
     /// Reads the tokenizer that a file's metadata describe.
     ///
     /// # Errors
-    /// When the metadata are incomplete or contradict themselves, or name a model or pre-tokenizer that isn't supported.
+    /// When the metadata are incomplete or contradict themselves, or name a model or pre-tokenizer that isn't
+    /// supported.
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
         let (vocabulary, pieces, bpe, adds_bos) = match metadata.get::<&str>("tokenizer.ggml.model")? {
             "gpt2" => {
@@ -119,7 +121,8 @@ impl Tokenizer {
 
     /// The tokens of a text. Adds no BOS: see [`add_bos`](Self::add_bos).
     ///
-    /// Tokens that the file calls user-defined are ordinary words added whole; they are recognised either way.
+    /// Tokens that the file calls user-defined are ordinary words added whole; they are recognised either
+    /// way.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(text.len() / 3);
         let mut scratch = Scratch::default();
@@ -166,7 +169,8 @@ impl Tokenizer {
         });
     }
 
-    /// The bytes that a token adds to the text: none for control tokens and ids beyond the vocabulary. Often not UTF-8 by themselves.
+    /// The bytes that a token adds to the text: none for control tokens and ids beyond the vocabulary. Often
+    /// not UTF-8 by themselves.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         match self.vocabulary.kind(id) {
             Kind::Normal | Kind::UserDefined => self.vocabulary.bytes(id),
@@ -174,7 +178,8 @@ impl Tokenizer {
         }
     }
 
-    /// As [`token_bytes`](Self::token_bytes), but control tokens show their names, such as `<|tool_call_begin|>`.
+    /// As [`token_bytes`](Self::token_bytes), but control tokens show their names, such as
+    /// `<|tool_call_begin|>`.
     pub fn token_bytes_with_control(&self, id: u32) -> &[u8] {
         self.vocabulary.bytes(id)
     }
@@ -184,8 +189,8 @@ impl Tokenizer {
         self.vocabulary.kind(id) == Kind::Control
     }
 
-    /// Whether the model has finished when it produces this token. Files of the same model disagree about which token that is, so
-    /// every known one counts.
+    /// Whether the model has finished when it produces this token. Files of the same model disagree about
+    /// which token that is, so every known one counts.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.end_of_generation.contains(&id)
     }
@@ -200,7 +205,8 @@ impl Tokenizer {
         self.bos
     }
 
-    /// The token that the file says a text ends with. To stop a generation ask [`is_end_of_generation`](Self::is_end_of_generation).
+    /// The token that the file says a text ends with. To stop a generation ask
+    /// [`is_end_of_generation`](Self::is_end_of_generation).
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }

@@ -47,7 +47,8 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads a vocabulary. Only what stands for text is written in a special way, control tokens are as they are.
+    /// Reads a vocabulary. Only what stands for text is written in a special way, control tokens are as they
+    /// are.
     pub(crate) fn from_metadata(metadata: &Metadata, writing: Writing) -> Result<Vocabulary, TokenizerError> {
         let tokens = metadata.get::<&StringArray>(TOKENS)?;
         let types = metadata.find::<Vec<i32>>(TOKEN_TYPE)?;

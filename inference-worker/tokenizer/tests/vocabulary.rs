@@ -213,7 +213,8 @@ fn a_very_long_word_is_no_trouble() {
     }
 }
 
-/// Texts in which rules meet: scripts, case, digits, blanks, line ends, contractions, and what looks like control tokens.
+/// Texts in which rules meet: scripts, case, digits, blanks, line ends, contractions, and what looks like
+/// control tokens.
 fn texts() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         any::<String>(),

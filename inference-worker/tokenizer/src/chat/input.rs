@@ -1,4 +1,4 @@
-//! What a template is given: messages in the one shape that templates agree on, as values whose text is marked.
+//! What a template is given: messages in the shape that templates agree on, all their text marked.
 
 use minijinja::Value;
 use serde_json::{Map, Value as Json, json};
@@ -9,7 +9,8 @@ use super::marks::{Author, Marker, UnusedMark};
 /// A conversation to render.
 #[derive(Debug, Clone, Copy)]
 pub struct ChatInput<'a> {
-    /// Messages as the OpenAI API has them: objects with `role`, `content`, and whatever else the template reads.
+    /// Messages as the OpenAI API has them: objects with `role`, `content`, and whatever else the template
+    /// reads.
     pub messages: &'a [Json],
     /// Tool definitions as the OpenAI API has them.
     pub tools: &'a [Json],
@@ -17,11 +18,13 @@ pub struct ChatInput<'a> {
     pub add_generation_prompt: bool,
     /// Further variables for the template, such as `thinking`. `enable_thinking` is taken for the same.
     pub kwargs: &'a Map<String, Json>,
-    /// What a template that asks for the date is told. Part of the prompt, so a resumed stream must give the same.
+    /// What a template that asks for the date is told. Part of the prompt, so a resumed stream must give the
+    /// same.
     pub now: jiff::civil::DateTime,
 }
 
-/// Roles are compared and pasted into control tokens by templates, so they can't be marked; only known ones are let in.
+/// Roles are compared and pasted into control tokens by templates, so they can't be marked; only known ones
+/// are let in.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 /// Names that templates are given by other means.
 pub(super) const RESERVED: [&str; 7] = [

@@ -1,5 +1,5 @@
-//! The `tojson` filter as chat templates expect it: Python's `json.dumps` with `ensure_ascii=False`, not Jinja's own, which escapes for
-//! HTML.
+//! The `tojson` filter as chat templates expect it: Python's `json.dumps` with `ensure_ascii=False`, not
+//! Jinja's own, which escapes for HTML.
 
 use std::fmt::Write;
 

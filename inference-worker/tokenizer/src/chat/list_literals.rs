@@ -1,7 +1,7 @@
 //! Rewrites a template so that its list literals are lists that can be changed in place.
 //!
-//! The template engine's own lists are values without methods such as `append`. A literal `[…]` therefore becomes `mutable_list([…])`;
-//! subscripts, strings, comments and raw blocks stay as they are.
+//! The template engine's own lists are values without methods such as `append`. A literal `[…]` therefore
+//! becomes `mutable_list([…])`; subscripts, strings, comments and raw blocks stay as they are.
 
 /// The function that makes a changeable list of a list.
 pub(super) const FUNCTION: &str = "mutable_list";

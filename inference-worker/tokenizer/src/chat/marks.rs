@@ -1,9 +1,9 @@
 //! Keeps a user's text apart from the template's, so that it can't spell a control token.
 //!
-//! A template works on the text that it is given: it trims, splits and compares. So the text keeps its form, but wherever it spells a control
-//! token, or could complete one together with what comes before or after, a mark is put inside: a character that
-//! occurs nowhere else. The template's own control tokens are without marks, and so only they are recognised in the
-//! rendered prompt; then the marks are taken out again.
+//! A template works on the text that it is given: it trims, splits and compares. So the text keeps its form,
+//! but wherever it spells a control token, or could complete one together with what comes before or after, a
+//! mark is put inside: a character that occurs nowhere else. The template's own control tokens are without
+//! marks, and so only they are recognised in the rendered prompt; then the marks are taken out again.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::RangeInclusive;
@@ -12,8 +12,8 @@ use aho_corasick::AhoCorasick;
 
 use super::error::ChatError;
 
-/// Control tokens in which an assistant's earlier thinking is written. Templates look for them in an assistant's messages,
-/// which are the model's own words; a mark would hide them.
+/// Control tokens in which an assistant's earlier thinking is written. Templates look for them in an
+/// assistant's messages, which are the model's own words; a mark would hide them.
 const THINKING: [&str; 2] = ["<think>", "</think>"];
 
 /// Whose text is marked.
@@ -81,7 +81,8 @@ impl Marker {
         }
     }
 
-    /// A text that ends in `<|im_` could be completed by what the template puts behind it, maybe after trimming.
+    /// A text that ends in `<|im_` could be completed by what the template puts behind it, maybe after
+    /// trimming.
     fn begun_at_the_end(&self, text: &str, places: &mut BTreeSet<usize>) {
         let trimmed = text.trim_end();
         for (at, _) in trimmed.char_indices().rev() {

@@ -52,7 +52,8 @@ pub struct ChatTemplate {
 pub struct RenderedPrompt {
     /// The prompt's tokens, BOS included where the model wants one.
     pub tokens: Vec<u32>,
-    /// The prompt's text, control tokens spelled out. For people and tests: encoding it again may give other tokens.
+    /// The prompt's text, control tokens spelled out. For people and tests: encoding it again may give other
+    /// tokens.
     pub text: String,
     /// Whether the prompt ends in an open `<think>`, so that the answer starts with thinking.
     pub opens_thinking: bool,
@@ -89,8 +90,9 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// Finds out how the template takes content, by what it makes of one text in both forms. A template that can't walk over parts prints
-    /// them with brackets and quotes, or fails; one that only walks takes a string for a list of characters.
+    /// Finds out how the template takes content, by what it makes of one text in both forms. A template that
+    /// can't walk over parts prints them with brackets and quotes, or fails; one that only walks takes a
+    /// string for a list of characters.
     fn probe_content(&self) -> Content {
         const PROBE: &str = "what a message says";
         let render = |content: Json| {
@@ -122,11 +124,13 @@ impl ChatTemplate {
         self.knows_tools
     }
 
-    /// Renders a conversation. Control tokens come from the template's own text only: the same characters in a message are text.
+    /// Renders a conversation. Control tokens come from the template's own text only: the same characters in
+    /// a message are text.
     ///
     /// # Errors
-    /// When the conversation isn't one that the template takes. [`ChatError::Render`] and [`ChatError::TooLong`] speak of the template or
-    /// of a request too large for it, all others of what to change in the request.
+    /// When the conversation isn't one that the template takes. [`ChatError::Render`] and
+    /// [`ChatError::TooLong`] speak of the template or of a request too large for it, all others of what to
+    /// change in the request.
     pub fn render(&self, input: &ChatInput<'_>) -> Result<RenderedPrompt, ChatError> {
         if !input.tools.is_empty() && !self.knows_tools {
             return Err(ChatError::ToolsUnsupported);

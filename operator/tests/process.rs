@@ -1,5 +1,7 @@
 //! The operator as a process: killed at any moment, started again, and never twice on one folder.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
+
 mod world;
 
 use std::net::TcpListener;

@@ -1,5 +1,7 @@
 //! From a manifest to routes, and what happens when hosts fall silent, drain, or the operator itself goes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
+
 mod world;
 
 use serde_json::{Value, json};

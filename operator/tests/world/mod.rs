@@ -1,6 +1,7 @@
 //! A listening operator, and hosts, gateways and people that speak to it over real TLS.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -26,7 +26,7 @@ pub struct Script {
     pub batch_rows: usize,
     /// Two models that differ in this say different things.
     pub divergence: u64,
-    /// A token after which the logits are NaN.
+    /// A token after which nothing of its sequence is finite.
     pub poison: Option<u32>,
     /// A token at which the model panics.
     pub crash: Option<u32>,
@@ -192,16 +192,16 @@ impl DecodeModel for ScriptedModel {
             if row.wants_logits {
                 let logits = logit_rows.next().expect("the buffer's length was checked");
                 self.speak(slot, logits);
-                if self.script.poison == Some(row.token) {
-                    logits.fill(f32::NAN);
-                    sequences.push(row.sequence);
-                }
+            }
+            if self.script.poison == Some(row.token) {
+                sequences.push(row.sequence);
             }
         }
         if sequences.is_empty() {
             return Ok(());
         }
         sequences.sort_unstable();
+        sequences.dedup();
         Err(ForwardError::NotFinite { sequences })
     }
 }

@@ -93,6 +93,17 @@ fn a_job_says_max_tokens_with_digests_that_chain() {
 }
 
 #[test]
+fn seeds_and_choices_differ() {
+    let base = job(&[5, 6, 7], 20);
+    let others = [Job { seed: 12, ..base.clone() }, Job { choice: 1, ..base.clone() }];
+    let said = say(scheduler(), &base).tokens;
+    assert_eq!(say(scheduler(), &base).tokens, said);
+    for other in others {
+        assert_ne!(say(scheduler(), &other).tokens, said, "{other:?}");
+    }
+}
+
+#[test]
 fn resumed_at_every_index_it_says_the_same() {
     let mut job = job(&(0..30).collect::<Vec<_>>(), 40);
     job.sampling = Sampling::parse(
@@ -247,7 +258,9 @@ fn cancelled_and_drained_jobs_free_their_pages() {
 
 #[test]
 fn a_poisoned_sequence_ends_alone() {
-    let jobs = [job(&[1, 2], 30), job(&[1, 7], 30), job(&[4], 30)];
+    // More than a step takes in, so that the poison is met before there are any logits.
+    let long: Vec<u32> = (0..60).collect();
+    let jobs = [job(&[1, 2], 30), job(&long, 30), job(&[4], 30)];
     let healthy = say_together(scheduler(), &jobs);
     let poisoned = say_together(scheduler_of(Script { poison: Some(7), ..Script::default() }, LIMITS), &jobs);
     assert_eq!(poisoned[1].finish, Some((Finish::NotFinite, 0)));

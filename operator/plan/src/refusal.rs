@@ -1,0 +1,154 @@
+//! Why a deployment can't have what it asks for, by the resource that limits it, and what would fit.
+
+use crate::input::Model;
+use crate::parse::{Presence, Wanted, World};
+use crate::place::{copies, mismatch};
+use crate::size::human;
+use crate::survive::{missing_hosts, most_failures};
+
+/// A refusal, in part or in whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// For programs.
+    pub(crate) reason: &'static str,
+    /// For people: what limits, and what to change.
+    pub(crate) sentence: String,
+}
+
+pub(crate) fn unknown_size() -> Refusal {
+    Refusal {
+        reason: "SizeUnknown",
+        sentence: "what a copy takes is not known, so none is placed; use files whose GGUF headers can be read".to_owned(),
+    }
+}
+
+/// What a refusal is explained from.
+pub(crate) struct Case<'a> {
+    pub(crate) world: &'a World<'a>,
+    pub(crate) wanted: &'a Wanted<'a>,
+    /// Bytes of one copy.
+    pub(crate) need: u64,
+    /// Copies that each host could have.
+    pub(crate) limits: &'a [u32],
+    /// Bytes that each host has left.
+    pub(crate) free: &'a [u64],
+}
+
+pub(crate) fn explain(case: &Case) -> Refusal {
+    let hosts = &case.world.hosts;
+    let matching: Vec<usize> =
+        (0..hosts.len()).filter(|host| mismatch(&hosts[*host], case.wanted.spec).is_none()).collect();
+    if hosts.is_empty() {
+        return refuse("NoHosts", "no host has joined; make a token with `tandem join-token` and start an agent with it");
+    }
+    let Some(first) = matching.first() else {
+        let reason = mismatch(&hosts[0], case.wanted.spec).unwrap_or_default();
+        let sentence = format!("no host matches placement.hostSelector ({reason}); label a host or change the selector");
+        return refuse("NoHostMatches", &sentence);
+    };
+    let open: Vec<usize> = matching.iter().copied().filter(|host| hosts[*host].takes_new()).collect();
+    let holding = case.limits.iter().any(|limit| *limit > 0);
+    if open.is_empty() && !holding {
+        let sentence = format!(
+            "none of {} takes new copies ({}); uncordon one or add a host",
+            count(matching.len(), "matching host"),
+            why_closed(case.world, *first)
+        );
+        return refuse("NoHostOpen", &sentence);
+    }
+    if !holding { too_large(case, &open) } else { too_few(case) }
+}
+
+fn refuse(reason: &'static str, sentence: &str) -> Refusal {
+    Refusal { reason, sentence: sentence.to_owned() }
+}
+
+fn why_closed(world: &World, host: usize) -> String {
+    let host = &world.hosts[host];
+    let name = host.name;
+    match host.presence {
+        Presence::Silent { .. } => format!("{name} is silent"),
+        Presence::Absent => format!("{name} has never reported"),
+        Presence::Known if host.is_draining() => format!("{name} is being drained"),
+        Presence::Known => format!("{name} is cordoned"),
+    }
+}
+
+/// Not even one copy fits anywhere.
+fn too_large(case: &Case, open: &[usize]) -> Refusal {
+    let need = human(case.need);
+    let Some(best) = open.iter().copied().max_by_key(|host| (case.free[*host], std::cmp::Reverse(*host))) else {
+        return refuse("DoesNotFit", &format!("a copy needs {need}; add a host with that much free"));
+    };
+    let host = &case.world.hosts[best];
+    let free = case.free[best];
+    let others: Vec<String> = case
+        .world
+        .deployments
+        .iter()
+        .filter(|other| other.key != case.wanted.key)
+        .filter_map(|other| {
+            let held: u64 = other.copies.iter().filter(|copy| copy.host == best).map(|copy| copy.workload.memory_bytes).sum();
+            (held > 0 && free.saturating_add(held) >= case.need)
+                .then(|| format!("{}, which came first, holds {} there", other.key, human(held)))
+        })
+        .collect();
+    let held = if others.is_empty() { String::new() } else { format!(" ({})", others.join("; ")) };
+    let offer = smaller_pool(case, free).map_or_else(
+        || "use a smaller quant".to_owned(),
+        |tokens| format!("lower context.poolTokens to {tokens}"),
+    );
+    let sentence = format!(
+        "a copy needs {need}, the largest free host {} has {}{held}: {offer}, or add a host",
+        host.name,
+        human(free)
+    );
+    refuse("DoesNotFit", &sentence)
+}
+
+/// The largest pool with which a copy would fit, if it still holds one longest sequence.
+fn smaller_pool(case: &Case, free: u64) -> Option<u64> {
+    let Model::Resolved(resolved) = case.wanted.model else { return None };
+    let context = &case.wanted.spec.context;
+    let rest = resolved.sizing.total_bytes.checked_sub(resolved.sizing.kv_bytes)?;
+    let for_pool = free.checked_sub(rest)?;
+    let tokens = u128::from(for_pool) * u128::from(context.pool()) / u128::from(resolved.sizing.kv_bytes.max(1));
+    let tokens = u64::try_from(tokens).ok()? / 256 * 256;
+    (tokens >= u64::from(context.tokens)).then_some(tokens)
+}
+
+/// Copies fit, but not enough of them on enough hosts.
+fn too_few(case: &Case) -> Refusal {
+    let redundancy = &case.wanted.spec.redundancy;
+    let replicas = case.wanted.spec.replicas;
+    let failures = redundancy.host_failures;
+    let need = human(case.need);
+    let missing = missing_hosts(case.limits, failures, replicas);
+    let able = case.limits.iter().filter(|limit| **limit > 0).count();
+    let add = format!("add {} with {need} free", count(missing as usize, "host"));
+    let or = match most_failures(case.limits, replicas) {
+        Some(fewer) if fewer < failures => format!(", or lower redundancy.hostFailures to {fewer}"),
+        _ => format!(", or scale to {}", case.limits.iter().sum::<u32>().min(replicas)),
+    };
+    let sentence = if failures == 0 {
+        let room = case.limits.iter().sum::<u32>();
+        format!("{} shall serve, there is room for {room}: {add}{or}", copies(replicas))
+    } else {
+        format!(
+            "hostFailures {failures} with replicas {replicas} needs {} more; a copy needs {need}, which {}: {add}{or}",
+            count(missing as usize, "host"),
+            if able == 1 { "1 host has".to_owned() } else { format!("{able} hosts have") }
+        )
+    };
+    refuse(if failures == 0 { "NotEnoughRoom" } else { "NotEnoughHosts" }, &sentence)
+}
+
+fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// Whether a refusal means that nothing serves and only a person can help.
+pub(crate) fn stalls(refusal: &Refusal, counted: u32) -> Option<&'static str> {
+    (counted == 0).then_some(refusal.reason)
+}
+

@@ -1,0 +1,38 @@
+//! What a copy shall be: the workload that a deployment asks for, and whether one that runs still is that.
+
+use tandem_crds::WorkloadSpec;
+
+use crate::input::Resolved;
+use crate::parse::Wanted;
+
+/// The workload that a deployment asks for now.
+pub(crate) fn workload(wanted: &Wanted, resolved: &Resolved, id: String, epoch: u64) -> WorkloadSpec {
+    let spec = wanted.spec;
+    WorkloadSpec {
+        id,
+        epoch,
+        deployment: wanted.key.clone(),
+        model: spec.model.name.clone(),
+        source: spec.model.source.clone(),
+        files: resolved.files.clone(),
+        quant: spec.quant.clone(),
+        context_tokens: spec.context.tokens,
+        pool_tokens: spec.context.pool(),
+        kv_cache: spec.context.kv_cache,
+        sampling: spec.sampling.clone(),
+        memory_bytes: resolved.sizing.total_bytes,
+    }
+}
+
+/// Whether a copy must start again to be what its deployment asks for. Where the same bytes come from, how requests are
+/// sampled and what the copy is thought to weigh do not need a start.
+pub(crate) fn is_outdated(wanted: &Wanted, resolved: &Resolved, running: &WorkloadSpec) -> bool {
+    let now = workload(wanted, resolved, running.id.clone(), running.epoch);
+    let as_running = WorkloadSpec {
+        source: running.source.clone(),
+        sampling: running.sampling.clone(),
+        memory_bytes: running.memory_bytes,
+        ..now
+    };
+    as_running != *running
+}

@@ -1,0 +1,103 @@
+//! Where copies answer, for gateways; and when time alone will change a plan.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use tandem_crds::{WorkloadSpec, WorkloadState, WorkloadStatus};
+
+use crate::output::{Replica, Route};
+use crate::parse::{Host, Presence, Wanted, World};
+
+/// How long a silent host stays in the routes. Gateways see for themselves within milliseconds whether a copy answers;
+/// this bridges a restart of the operator, which hears from its hosts one after the other.
+const OUTLIVES_SILENCE: SignedDuration = SignedDuration::from_secs(10);
+
+pub(crate) fn routes(world: &World) -> Vec<Route> {
+    let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, wanted) in world.deployments.iter().enumerate() {
+        owners.entry(&wanted.spec.model.name).or_insert(index);
+    }
+    let mut routes: Vec<Route> = world
+        .deployments
+        .iter()
+        .enumerate()
+        .map(|(index, wanted)| Route {
+            model: wanted.spec.model.name.clone(),
+            deployment: wanted.key.clone(),
+            owns_short_name: owners.get(wanted.spec.model.name.as_str()) == Some(&index),
+            replicas: replicas(world, wanted),
+            sampling: wanted.spec.sampling.clone(),
+            context_tokens: wanted.spec.context.tokens,
+            created: wanted.created,
+        })
+        .collect();
+    routes.sort_by(|a, b| a.deployment.cmp(&b.deployment));
+    routes
+}
+
+fn replicas(world: &World, wanted: &Wanted) -> Vec<Replica> {
+    let mut heard = Vec::new();
+    let mut silent = Vec::new();
+    for host in &world.hosts {
+        for status in host.report.into_iter().flat_map(|report| &report.workloads) {
+            let listed = host.spec.workloads.iter().find(|workload| workload.id == status.id);
+            let Some(replica) = replica(host, wanted, listed, status) else { continue };
+            match host.presence {
+                Presence::Known => heard.push(replica),
+                Presence::Silent { since } if world.now.duration_since(since) < OUTLIVES_SILENCE => heard.push(replica),
+                Presence::Silent { .. } => silent.push(replica),
+                Presence::Absent => {}
+            }
+        }
+    }
+    // A copy that may answer is better than none that does.
+    let mut replicas = if heard.iter().any(|replica| !replica.draining) { heard } else { [heard, silent].concat() };
+    replicas.sort();
+    replicas
+}
+
+/// A report as a replica of a deployment, if it is one and may be dialled.
+fn replica(host: &Host, wanted: &Wanted, listed: Option<&WorkloadSpec>, status: &WorkloadStatus) -> Option<Replica> {
+    // A copy that is no longer listed is known by its server name alone; it belongs to whoever's ids are like its own.
+    let listed = listed.filter(|workload| workload.deployment == wanted.key);
+    let current = listed.is_some_and(|workload| workload.epoch == status.epoch);
+    let draining = match status.state {
+        WorkloadState::Ready => !current,
+        WorkloadState::Draining => true,
+        _ => return None,
+    };
+    let quant = match listed {
+        Some(workload) => workload.quant.clone(),
+        None => wanted.prior?.placements.iter().find(|placement| {
+            placement.workload == status.id && placement.host == host.name
+        }).map(|_| wanted.spec.quant.clone())?,
+    };
+    Some(Replica {
+        workload: status.id.clone(),
+        host: host.name.to_owned(),
+        epoch: status.epoch,
+        address: status.endpoint.clone()?,
+        server_name: status.server_name.clone()?,
+        numerics_id: status.numerics_id.clone().unwrap_or_default(),
+        quant,
+        draining,
+    })
+}
+
+/// When a silent host will be lost to some deployment, or leave the routes.
+pub(crate) fn wake_at(world: &World) -> Option<Timestamp> {
+    let mut moments = Vec::new();
+    for host in &world.hosts {
+        if let Presence::Silent { since } = host.presence {
+            moments.push(since + OUTLIVES_SILENCE);
+        }
+    }
+    for wanted in &world.deployments {
+        for copy in &wanted.copies {
+            if let Presence::Silent { since } = world.hosts[copy.host].presence {
+                moments.push(since + wanted.patience());
+            }
+        }
+    }
+    moments.into_iter().filter(|moment| *moment > world.now).min()
+}

@@ -1,0 +1,353 @@
+//! A deployment's status: what is, told by conditions. It speaks of what a plan has seen, not of what it sets in motion,
+//! and of points in time rather than of durations, so that planning again changes nothing.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use tandem_crds::condition::{self, DEGRADED, READY, RECONCILING, REDUNDANT, STALLED};
+use tandem_crds::{
+    Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus, ModelStatus, PlacementStatus, Recovery,
+    WorkloadState,
+};
+
+use crate::input::{Model, Observation};
+use crate::parse::{Copy, Presence, Wanted, World};
+use crate::place::{Decision, copies};
+use crate::survive::survivors;
+
+/// A copy on a host that is silent for less than this is presumed to be as it was: a new leader has not heard from
+/// anyone yet, and that is no reason to cry.
+const PRESUMED: SignedDuration = SignedDuration::from_secs(10);
+
+/// Most placements in a status, as the API has it.
+const MAX_PLACEMENTS: usize = 64;
+
+/// Longest message of a condition, as the API has it.
+const MAX_MESSAGE: usize = 1024;
+
+pub(crate) fn statuses(
+    world: &World,
+    decisions: &[Decision],
+    observation: &Observation,
+) -> BTreeMap<DeploymentRef, InferenceDeploymentStatus> {
+    let told = world.deployments.iter().zip(decisions).map(|(wanted, decision)| {
+        let view = View::of(world, wanted, decision);
+        (wanted.key.clone(), view.status(observation.endpoint.clone()))
+    });
+    told.collect()
+}
+
+/// One deployment as its conditions see it.
+struct View<'a> {
+    world: &'a World<'a>,
+    wanted: &'a Wanted<'a>,
+    decision: &'a Decision,
+    replicas: u32,
+    failures: u32,
+    /// Copies that serve, or are presumed to.
+    ready: u32,
+    /// Whether `hostFailures` are covered.
+    redundant: bool,
+    /// Copies on silent hosts that were ready when last heard.
+    perhaps: u32,
+    remaining: u32,
+}
+
+impl<'a> View<'a> {
+    fn of(world: &'a World<'a>, wanted: &'a Wanted<'a>, decision: &'a Decision) -> Self {
+        let mut by_host = vec![0; world.hosts.len()];
+        let mut perhaps = 0;
+        for (index, copy) in wanted.copies.iter().enumerate() {
+            let lost = decision.lost.contains(&index);
+            match world.hosts[copy.host].presence {
+                Presence::Known if copy.is_ready() => by_host[copy.host] += 1,
+                Presence::Silent { since } if !lost && was_ready(world, copy) => {
+                    if world.now.duration_since(since) < PRESUMED {
+                        by_host[copy.host] += 1;
+                    } else {
+                        perhaps += 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let (replicas, failures) = (wanted.spec.replicas, wanted.spec.redundancy.host_failures);
+        let remaining = survivors(&by_host, failures);
+        Self {
+            world,
+            wanted,
+            decision,
+            replicas,
+            failures,
+            ready: by_host.iter().sum(),
+            redundant: remaining >= replicas,
+            perhaps,
+            remaining,
+        }
+    }
+
+    fn status(&self, endpoint: Option<String>) -> InferenceDeploymentStatus {
+        let prior = self.wanted.prior;
+        let (model, sizing) = match self.wanted.model {
+            Model::Resolved(resolved) => (
+                Some(ModelStatus { revision: resolved.revision.clone(), files: resolved.files.clone() }),
+                Some(resolved.sizing),
+            ),
+            Model::Resolving | Model::Failed(_) => {
+                (prior.and_then(|prior| prior.model.clone()), prior.and_then(|prior| prior.sizing))
+            }
+        };
+        let wanted_copies = if self.replicas == 0 || self.decision.refusal.is_none() && self.decision.counted > 0 {
+            self.decision.counted
+        } else {
+            self.decision.counted.max(self.replicas + self.failures)
+        };
+        let stalled = self.stalled();
+        let conditions = vec![
+            self.condition(READY, self.serving()),
+            self.condition(REDUNDANT, self.redundancy()),
+            self.condition(DEGRADED, self.degraded()),
+            self.condition(RECONCILING, self.reconciling(stalled.0 == ConditionStatus::True)),
+            self.condition(STALLED, stalled),
+        ];
+        InferenceDeploymentStatus {
+            observed_generation: Some(self.wanted.generation),
+            replicas: self.ready.min(self.replicas),
+            copies: u32::try_from(self.wanted.copies.len()).unwrap_or(u32::MAX),
+            ready_copies: self.ready,
+            ready: format!("{}/{wanted_copies}", self.ready),
+            selector: format!("{}/deployment={}", tandem_crds::GROUP, self.wanted.key.name),
+            endpoint,
+            model,
+            sizing,
+            cover: if self.failures > 0 && self.remaining > 0 { "Hot" } else { "None" }.to_owned(),
+            placements: self.placements(),
+            recovery: self.recovery(),
+            conditions,
+        }
+    }
+
+    fn condition(&self, type_: &str, (status, reason, message): Told) -> Condition {
+        let prior = self.wanted.prior.and_then(|prior| condition::find(&prior.conditions, type_));
+        let since = prior.filter(|prior| prior.status == status).map(|prior| prior.last_transition_time);
+        Condition {
+            type_: type_.to_owned(),
+            status,
+            observed_generation: Some(self.wanted.generation),
+            last_transition_time: since.unwrap_or_else(|| whole_second(self.world.now)),
+            reason: reason.to_owned(),
+            message: message.chars().take(MAX_MESSAGE).collect(),
+        }
+    }
+
+    fn serving(&self) -> Told {
+        if self.replicas == 0 {
+            return no("ScaledToZero", "replicas is 0, so nothing runs");
+        }
+        if self.ready > 0 {
+            return yes("Serving", format!("{} serve", copies(self.ready)).replace("copy serve", "copy serves"));
+        }
+        if self.perhaps > 0 {
+            let message = format!("nobody hears from the hosts of {}; they may still serve", copies(self.perhaps));
+            return (ConditionStatus::Unknown, "HostsSilent", message);
+        }
+        self.trouble()
+    }
+
+    /// Why nothing serves, or not enough: the first cause that applies.
+    fn trouble(&self) -> Told {
+        match self.wanted.model {
+            Model::Failed(sentence) => return no("ModelUnavailable", sentence),
+            Model::Resolving if self.wanted.copies.is_empty() => {
+                return no("Resolving", "the model's files and sizes are being found out");
+            }
+            Model::Resolving | Model::Resolved(_) => {}
+        }
+        if let Some(storm) = &self.world.frozen {
+            return no("PlacementFrozen", &storm.sentence);
+        }
+        if let Some(refusal) = &self.decision.refusal {
+            return no(refusal.reason, &refusal.sentence);
+        }
+        if let Some((index, since)) = self.decision.awaited.first() {
+            let host = self.world.hosts[self.wanted.copies[*index].host].name;
+            let until = since.saturating_add(self.wanted.patience()).unwrap_or(Timestamp::MAX);
+            let message =
+                format!("host {host} is silent since {}; its copy is placed elsewhere from {} on", at(*since), at(until));
+            return no("HostSilent", &message);
+        }
+        let unready: Vec<String> =
+            self.wanted.copies.iter().filter(|copy| !copy.is_ready()).map(|copy| self.describe(copy)).collect();
+        let all_failed = !unready.is_empty() && self.wanted.copies.iter().all(has_failed);
+        let reason = if all_failed { "CopiesFailed" } else { "CopiesStarting" };
+        let message = if unready.is_empty() { "copies are about to start".to_owned() } else { unready.join("; ") };
+        no(reason, &message)
+    }
+
+    fn describe(&self, copy: &Copy) -> String {
+        let host = self.world.hosts[copy.host].name;
+        let id = &copy.workload.id;
+        match copy.current() {
+            Some(status) => {
+                let message = status.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default();
+                format!("{id} on {host} is {}{message}", status.state)
+            }
+            None => format!("{id} is assigned to {host}"),
+        }
+    }
+
+    fn redundancy(&self) -> Told {
+        if self.replicas == 0 {
+            return yes("ScaledToZero", "replicas is 0, so there is nothing to cover".to_owned());
+        }
+        if self.redundant && self.failures == 0 {
+            return yes("Covered", "as many copies serve as replicas asks; hostFailures is 0, so no loss is covered".to_owned());
+        }
+        if self.redundant {
+            let message = match self.failures {
+                1 => format!("any host may vanish and {} remain", copies(self.remaining)),
+                failures => format!("any {failures} hosts may vanish and {} remain", copies(self.remaining)),
+            };
+            return yes("Covered", message.replace("1 copy remain", "1 copy remains"));
+        }
+        self.trouble()
+    }
+
+    fn degraded(&self) -> Told {
+        if self.ready < self.replicas {
+            yes("FewerCopies", format!("{} of {} replicas serve", self.ready, self.replicas))
+        } else {
+            no("AsAsked", "as many copies serve as replicas asks")
+        }
+    }
+
+    fn reconciling(&self, stalled: bool) -> Told {
+        let generation = self.wanted.generation;
+        let applied = no("Applied", &format!("generation {generation} is applied"));
+        if self.was_applied() || self.decision.settled || self.replicas == 0 && self.wanted.copies.is_empty() {
+            return applied;
+        }
+        if stalled {
+            return no("Stalled", &format!("generation {generation} waits for a person; see Stalled"));
+        }
+        let message = match (self.wanted.model, self.decision.waiting.first()) {
+            (Model::Resolving, _) => "the model's files and sizes are being found out".to_owned(),
+            (_, Some((index, reason))) => format!("{} stays for now: {reason}", self.wanted.copies[*index].workload.id),
+            _ => format!("generation {generation} is being applied: {} of {} are ready", self.ready, copies(self.decision.counted)),
+        };
+        yes("Applying", message)
+    }
+
+    /// Whether an earlier plan already called this generation applied: from then on, repair is not reconciling.
+    fn was_applied(&self) -> bool {
+        let prior = self.wanted.prior.and_then(|prior| condition::find(&prior.conditions, RECONCILING));
+        prior.is_some_and(|prior| {
+            prior.reason == "Applied"
+                && prior.status == ConditionStatus::False
+                && prior.observed_generation == Some(self.wanted.generation)
+        })
+    }
+
+    fn stalled(&self) -> Told {
+        let fine = no("Moving", "nothing waits for a person");
+        if self.replicas == 0 {
+            return fine;
+        }
+        if let Model::Failed(sentence) = self.wanted.model {
+            return yes("ModelUnavailable", sentence.clone());
+        }
+        if let Some(storm) = &self.world.frozen
+            && !self.redundant
+            && self.world.now.duration_since(storm.since) >= self.wanted.patience().max(PRESUMED)
+        {
+            return yes("PlacementFrozen", storm.sentence.clone());
+        }
+        if let Some(refusal) = &self.decision.refusal
+            && self.decision.counted == 0
+            && self.wanted.copies.is_empty()
+        {
+            return yes(refusal.reason, refusal.sentence.clone());
+        }
+        if let Some(blocked) = &self.decision.blocked {
+            return yes("NoRoomToUpdate", blocked.clone());
+        }
+        if !self.wanted.copies.is_empty() && self.wanted.copies.iter().all(has_failed) {
+            let (_, _, message) = self.trouble();
+            return yes("CopiesFailed", message);
+        }
+        fine
+    }
+
+    fn placements(&self) -> Vec<PlacementStatus> {
+        let mut placements: Vec<PlacementStatus> = Vec::new();
+        for copy in &self.wanted.copies {
+            let host = &self.world.hosts[copy.host];
+            let state = match (host.presence, copy.current()) {
+                (Presence::Known, Some(status)) => status.state.to_string(),
+                (Presence::Known, None) => "Assigned".to_owned(),
+                (Presence::Silent { .. } | Presence::Absent, _) => "Unknown".to_owned(),
+            };
+            placements.push(PlacementStatus {
+                workload: copy.workload.id.clone(),
+                host: host.name.to_owned(),
+                epoch: copy.workload.epoch,
+                state,
+            });
+        }
+        // Copies that are no longer assigned stay listed while they finish what runs, so that gateways know whose they are.
+        for ending in self.wanted.prior.into_iter().flat_map(|prior| &prior.placements) {
+            if placements.iter().any(|placement| placement.workload == ending.workload) {
+                continue;
+            }
+            let Some(host) = self.world.hosts.iter().find(|host| host.name == ending.host) else { continue };
+            let status = host.report.and_then(|report| report.workloads.iter().find(|status| status.id == ending.workload));
+            if status.is_some_and(|status| !matches!(status.state, WorkloadState::Stopped | WorkloadState::Failed)) {
+                placements.push(PlacementStatus { state: WorkloadState::Draining.to_string(), ..ending.clone() });
+            }
+        }
+        placements.truncate(MAX_PLACEMENTS);
+        placements
+    }
+
+    fn recovery(&self) -> Option<Recovery> {
+        let prior = self.wanted.prior?;
+        let was_covered = condition::is_true(&prior.conditions, REDUNDANT) && self.was_applied();
+        if self.redundant || !(was_covered || prior.recovery.is_some()) {
+            return None;
+        }
+        let since = prior.recovery.as_ref().map_or_else(|| whole_second(self.world.now), |recovery| recovery.since);
+        let (_, _, reason) = self.trouble();
+        Some(Recovery { since, reason: reason.chars().take(MAX_MESSAGE).collect() })
+    }
+}
+
+/// Status, reason, message.
+type Told = (ConditionStatus, &'static str, String);
+
+fn yes(reason: &'static str, message: impl Into<String>) -> Told {
+    (ConditionStatus::True, reason, message.into())
+}
+
+fn no(reason: &'static str, message: &str) -> Told {
+    (ConditionStatus::False, reason, message.to_owned())
+}
+
+fn has_failed(copy: &Copy) -> bool {
+    copy.current().is_some_and(|status| status.state == WorkloadState::Failed)
+}
+
+/// Whether the last report of a silent host had a copy ready.
+fn was_ready(world: &World, copy: &Copy) -> bool {
+    let report = world.hosts[copy.host].report;
+    report.into_iter().flat_map(|report| &report.workloads).any(|status| {
+        status.id == copy.workload.id && status.epoch == copy.workload.epoch && status.state == WorkloadState::Ready
+    })
+}
+
+fn whole_second(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+fn at(moment: Timestamp) -> String {
+    whole_second(moment).to_string()
+}

@@ -63,7 +63,7 @@ impl Reading {
     async fn more(&mut self) -> bool {
         let Some(bytes) = soon(self.bytes.next()).await else {
             if !self.buffer.is_empty() {
-                self.answer.error = serde_json::from_slice(&self.buffer).ok();
+                self.answer.error = Some(serde_json::from_slice(&self.buffer).unwrap());
             }
             return false;
         };

@@ -4,6 +4,7 @@
 //! prefix, a lost, doubled or reordered token changes everything after it.
 
 pub mod client;
+pub mod operator;
 pub mod worker;
 
 use std::sync::Arc;

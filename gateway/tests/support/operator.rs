@@ -1,0 +1,105 @@
+//! An operator of two services: joining by one token, and a route table.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use tandem_control_api::enrollment_server::{Enrollment, EnrollmentServer};
+use tandem_control_api::gateways_server::{Gateways, GatewaysServer};
+use tandem_control_api::{Certificate, JoinRequest, RouteTable, RoutesRequest};
+use tandem_pki::{
+    CertificateAuthority, ClientCertificates, HOST_LIFETIME, Identity, JoinToken, OPERATOR_LIFETIME,
+    peer_identity,
+};
+use tokio::runtime::Runtime;
+use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+pub struct Operator {
+    pub address: SocketAddr,
+    pub token: String,
+    pub tables: tokio::sync::watch::Sender<RouteTable>,
+    runtime: Option<Runtime>,
+}
+
+impl Operator {
+    pub fn start(authority: &Arc<CertificateAuthority>, table: RouteTable) -> Self {
+        let own =
+            authority.credentials(&Identity::Operator, &[], SystemTime::now(), OPERATOR_LIFETIME).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let token = JoinToken::generate(authority.fingerprint()).to_string();
+        let tables = tokio::sync::watch::Sender::new(table);
+        let desk = Desk { authority: authority.clone(), token: token.clone() };
+        let routes = Routes { tables: tables.clone() };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            Server::builder()
+                .tls_config(own.server_tls(ClientCertificates::Optional))
+                .unwrap()
+                .add_service(EnrollmentServer::new(desk))
+                .add_service(GatewaysServer::new(routes))
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        Self { address, token, tables, runtime: Some(runtime) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct Desk {
+    authority: Arc<CertificateAuthority>,
+    token: String,
+}
+
+#[tonic::async_trait]
+impl Enrollment for Desk {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<Certificate>, Status> {
+        let request = request.into_inner();
+        if request.token != self.token {
+            return Err(Status::permission_denied("not this token"));
+        }
+        let identity =
+            Identity::gateway(&request.name).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let issued =
+            self.authority.sign(&request.csr_pem, &identity, &[], SystemTime::now(), HOST_LIFETIME).unwrap();
+        Ok(Response::new(Certificate {
+            certificate_pem: issued.certificate_pem,
+            ca_pem: issued.ca_pem,
+            not_after: issued.not_after,
+        }))
+    }
+}
+
+struct Routes {
+    tables: tokio::sync::watch::Sender<RouteTable>,
+}
+
+#[tonic::async_trait]
+impl Gateways for Routes {
+    type RoutesStream = BoxStream<'static, Result<RouteTable, Status>>;
+
+    async fn routes(&self, request: Request<RoutesRequest>) -> Result<Response<Self::RoutesStream>, Status> {
+        assert!(matches!(peer_identity(&request)?, Identity::Gateway(_)));
+        let tables = WatchStream::new(self.tables.subscribe()).map(Ok);
+        // The watch's sender lives as long as the operator: the stream ends with it.
+        Ok(Response::new(tables.chain(stream::pending()).boxed()))
+    }
+}

@@ -112,29 +112,45 @@ fn lines(violations: &[Violation]) -> String {
 /// # Errors
 /// At the first document that is not an admissible object, with all that is wrong with it.
 pub fn parse(text: &str) -> Result<Vec<Manifest>, ManifestError> {
+    let manifests = documents(text)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if manifests.is_empty() { Err(ManifestError::Empty) } else { Ok(manifests) }
+}
+
+/// As [`parse`], but each document on its own: one that is refused doesn't hide the others. Behind one that is not YAML
+/// nothing is read.
+///
+/// # Errors
+/// When there is too much text.
+pub fn documents(text: &str) -> Result<Vec<Result<Manifest, ManifestError>>, ManifestError> {
     if text.len() > MAX_BYTES {
         return Err(ManifestError::TooLarge { bytes: text.len() });
     }
-    let mut manifests = Vec::new();
-    for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
-        let document_number = index + 1;
+    let mut documents = Vec::new();
+    for (index, yaml) in serde_yaml::Deserializer::from_str(text).enumerate() {
         if index >= MAX_DOCUMENTS {
             return Err(ManifestError::TooMany);
         }
-        let syntax = |reason: String| ManifestError::Syntax { document: document_number, reason };
-        let yaml: serde_yaml::Value =
-            serde::Deserialize::deserialize(document).map_err(|error| syntax(error.to_string()))?;
-        if yaml.is_null() {
-            continue;
+        let read = document(index + 1, yaml);
+        let unreadable = matches!(read, Err(ManifestError::Syntax { .. }));
+        documents.extend(read.transpose());
+        if unreadable {
+            break;
         }
-        let value = json(&yaml, "").map_err(syntax)?;
-        manifests.push(check(value).map_err(|(object, violations)| ManifestError::Refused {
-            document: document_number,
-            object,
-            violations,
-        })?);
     }
-    if manifests.is_empty() { Err(ManifestError::Empty) } else { Ok(manifests) }
+    Ok(documents)
+}
+
+/// One document, unless it is empty.
+fn document(document: usize, yaml: serde_yaml::Deserializer<'_>) -> Result<Option<Manifest>, ManifestError> {
+    let syntax = |reason: String| ManifestError::Syntax { document, reason };
+    let yaml: serde_yaml::Value =
+        serde::Deserialize::deserialize(yaml).map_err(|error| syntax(error.to_string()))?;
+    if yaml.is_null() {
+        return Ok(None);
+    }
+    let value = json(&yaml, "").map_err(syntax)?;
+    let refused = |(object, violations)| ManifestError::Refused { document, object, violations };
+    check(value).map(Some).map_err(refused)
 }
 
 /// Reads one object that is JSON already.

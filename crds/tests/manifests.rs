@@ -219,3 +219,20 @@ fn nulls_count_as_absent() {
     assert_eq!(deployment.spec.redundancy.replace_after_seconds, 60);
     assert_eq!(deployment.spec.sampling.unwrap().top_k, None);
 }
+
+#[test]
+fn one_refused_document_does_not_hide_the_others() {
+    let text = format!("{GOOD}---\n---\nkind: Pod\n---\n{GOOD}---\na: [1,\nb: 2\n---\n{GOOD}");
+    let read = manifest::documents(&text).unwrap();
+    let places: Vec<Option<usize>> = read
+        .iter()
+        .map(|read| match read {
+            Ok(_) => None,
+            Err(ManifestError::Refused { document, .. } | ManifestError::Syntax { document, .. }) => {
+                Some(*document)
+            }
+            Err(other) => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(places, [None, Some(3), None, Some(5)], "behind what is not YAML nothing can be read");
+}

@@ -187,6 +187,8 @@ impl Fleet {
                         let key = Key::deployment(&reference.namespace, &reference.name);
                         workload.deployment.namespace == key.namespace && workload.deployment.name == key.name
                     }
+                    // A host alone means all that runs there; a workload alone, wherever it runs.
+                    None if request.workload.is_empty() => request.host == object.key.name,
                     None => {
                         workload.id == request.workload
                             && (request.host.is_empty() || request.host == object.key.name)

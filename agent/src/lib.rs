@@ -1,3 +1,17 @@
 //! One host of a cluster: an agent that obeys the newest spec, and a runner that is the parent of its workers.
 
+mod agent;
+mod gateway;
+mod health;
+mod home;
+mod logs;
+mod machine;
+mod operator;
 pub mod runner;
+mod session;
+mod settings;
+mod supervisor;
+mod worker_spec;
+
+pub use agent::run;
+pub use settings::RunArgs;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
+use tandem_agent::RunArgs;
 use tandem_agent::runner::{self, RunnerArgs};
 use tracing_subscriber::EnvFilter;
 
@@ -28,6 +29,8 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Join a cluster and run what its operators place here
+    Run(Box<RunArgs>),
     /// Hold the workers of an agent. The agent starts this itself
     Runner(RunnerArgs),
 }
@@ -48,6 +51,7 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<()> {
     match command {
+        Command::Run(args) => tandem_agent::run(*args).await,
         Command::Runner(args) => runner::run(&args).await,
     }
 }

@@ -1,0 +1,362 @@
+//! Doing what the plan says: each action is a task whose end is an event.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tandem_agent_core::{Action, Credentials, Observation, Process, Weights};
+use tandem_control_api::Role;
+use tandem_crds::{InferenceHostSpec, WorkloadSpec};
+use tandem_pki::Identity;
+use tandem_weights::VerifyError;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Agent, Event, Extra};
+use crate::gateway::{ID as GATEWAY, kept};
+use crate::health::Listener;
+use crate::home;
+use crate::runner::Start;
+use crate::session::chain;
+use crate::settings::passed_on;
+use crate::worker_spec::{files, worker_spec};
+
+/// A worker drains for 20 s by itself when it is told to end; after this it is killed.
+const GRACE: Duration = Duration::from_secs(30);
+
+impl Agent {
+    pub(super) async fn act(&mut self, spec: &InferenceHostSpec, action: &Action) {
+        let listed = |id: &str| spec.workloads.iter().find(|workload| workload.id == id);
+        match action {
+            Action::Fetch { workload } => {
+                if let Some(workload) = listed(workload) {
+                    self.fetch(workload);
+                }
+            }
+            Action::Verify { workload } => {
+                if let Some(workload) = listed(workload) {
+                    self.verify(workload);
+                }
+            }
+            Action::Certify { workload } => self.certify(workload),
+            Action::Start { workload, .. } => {
+                if let Some(workload) = listed(workload) {
+                    self.start(workload);
+                }
+            }
+            Action::Stop { workload, epoch, reason } => self.stop(workload, *epoch, reason).await,
+            Action::Forget { workload } => self.forget(workload),
+        }
+    }
+
+    fn identity_of(&self, workload: &str) -> Option<Identity> {
+        Some(Identity::Worker { host: self.settings.name.clone(), workload: workload.parse().ok()? })
+    }
+
+    fn fetch(&mut self, workload: &WorkloadSpec) {
+        let (id, epoch) = (workload.id.clone(), workload.epoch);
+        let wanted = workload.source.parse::<tandem_weights::Source>().map_err(|error| chain(&error));
+        let wanted = wanted.and_then(|source| Ok((source, files(workload).map_err(|error| chain(&error))?)));
+        let (source, files) = match wanted {
+            Ok(wanted) => wanted,
+            Err(why) => return self.weights_failed(&id, why),
+        };
+        let total = files.iter().map(|file| file.bytes).sum();
+        self.observed.workloads.entry(id.clone()).or_default().weights = Weights::Fetching { done: 0, total };
+        let events = self.events.clone();
+        let (store, access, downloads) =
+            (self.store.clone(), self.settings.access.clone(), self.downloads.clone());
+        let extra = self.extra.entry(id.clone()).or_default();
+        let fetched = Arc::new(AtomicU64::new(0));
+        extra.fetched = fetched.clone();
+        tracing::info!(workload = id, epoch, %source, files = files.len(), "fetches weights");
+        let task = async move {
+            let mut before = 0;
+            let mut result = Ok(());
+            for file in &files {
+                let _turn = downloads.acquire().await;
+                let progress = |done| fetched.store(before + done, Ordering::Relaxed);
+                if let Err(error) = store.fetch(&source, file, &access, &progress).await {
+                    result = Err(chain(&error));
+                    break;
+                }
+                before += file.bytes;
+            }
+            tell(&events, Event::Fetched { id, epoch, result }).await;
+        };
+        extra.work = Some(AbortOnDropHandle::new(tokio::spawn(task)));
+    }
+
+    pub(super) fn fetched(&mut self, id: &str, epoch: u64, result: Result<(), String>) {
+        let Some((observation, extra)) = self.current(id, epoch) else { return };
+        match result {
+            Ok(()) => {
+                observation.weights = Weights::Present;
+                extra.fetch_failures = 0;
+            }
+            Err(why) => self.weights_failed(id, why),
+        }
+    }
+
+    fn weights_failed(&mut self, id: &str, why: String) {
+        tracing::error!(workload = id, error = why, "the weights are not here");
+        let at = self.now();
+        let extra = self.extra.entry(id.to_owned()).or_default();
+        extra.fetch_failures = extra.fetch_failures.saturating_add(1);
+        let weights = Weights::Failed { why, at, failures: extra.fetch_failures };
+        self.observed.workloads.entry(id.to_owned()).or_default().weights = weights;
+    }
+
+    fn verify(&mut self, workload: &WorkloadSpec) {
+        let (id, epoch) = (workload.id.clone(), workload.epoch);
+        let Ok(files) = files(workload) else { return };
+        self.observed.workloads.entry(id.clone()).or_default().weights = Weights::Verifying;
+        let (store, events) = (self.store.clone(), self.events.clone());
+        tracing::warn!(workload = id, epoch, "hashes weights again");
+        let extra = self.extra.entry(id.clone()).or_default();
+        let task = async move {
+            let mut result = Ok(true);
+            for file in &files {
+                match store.verify(&file.sha256).await {
+                    Ok(()) => {}
+                    Err(error @ VerifyError::Damaged { .. }) => {
+                        tracing::error!(
+                            file = file.name,
+                            error = chain(&error),
+                            "a file is damaged and fetched again"
+                        );
+                        result = store.discard(&file.sha256).map(|()| false).map_err(|error| chain(&error));
+                    }
+                    Err(VerifyError::Transfer(error)) => {
+                        tracing::error!(file = file.name, error = chain(&error), "a file can't be read");
+                        result = result.map(|_| false);
+                    }
+                }
+            }
+            tell(&events, Event::Verified { id, epoch, result }).await;
+        };
+        extra.work = Some(AbortOnDropHandle::new(tokio::spawn(task)));
+    }
+
+    pub(super) fn verified(&mut self, id: &str, epoch: u64, result: Result<bool, String>) {
+        let Some((observation, _)) = self.current(id, epoch) else { return };
+        match result {
+            Ok(true) => {
+                // They are what the operator says they are; then no worker of this release can run them.
+                observation.weights = Weights::Present;
+                observation.process = Process::Exited { epoch, hopeless: true };
+            }
+            Ok(false) => observation.weights = Weights::Absent,
+            Err(why) => self.weights_failed(id, why),
+        }
+    }
+
+    fn certify(&mut self, id: &str) {
+        let Some(identity) = self.identity_of(id) else { return };
+        let observation = self.observed.workloads.entry(id.to_owned()).or_default();
+        observation.server_name = Some(identity.server_name());
+        let before = std::mem::replace(&mut observation.credentials, Credentials::Requested);
+        // From an earlier start of the same workload; no operator is needed for it.
+        if before == Credentials::Absent
+            && kept(&self.home.workload(id).identity(), &identity) == Credentials::Valid
+        {
+            observation.credentials = Credentials::Valid;
+            return;
+        }
+        self.ask_certificate(Role::Worker, id);
+    }
+
+    pub(super) fn certify_gateway(&self) {
+        self.ask_certificate(Role::Gateway, GATEWAY);
+    }
+
+    fn ask_certificate(&self, role: Role, id: &str) {
+        let (name, dir) = match (role, &self.gateway) {
+            (Role::Gateway, Some(gateway)) => (self.settings.name.to_string(), gateway.identity_dir()),
+            _ => (id.to_owned(), self.home.workload(id).identity()),
+        };
+        let (operators, events, id) = (self.operators.clone(), self.events.clone(), id.to_owned());
+        let addresses = vec![self.settings.address.clone()];
+        tokio::spawn(async move {
+            let result = operators.certify(role, &name, addresses, &dir).await;
+            let result = result.map(drop).map_err(|error| chain(&error));
+            tell(&events, Event::Certified { id, result }).await;
+        });
+    }
+
+    pub(super) fn certified(&mut self, id: &str, result: Result<(), String>) {
+        let now = self.now();
+        let extra = self.extra.entry(id.to_owned()).or_default();
+        let credentials = match (id == GATEWAY, &mut self.gateway) {
+            (true, Some(gateway)) => &mut gateway.credentials,
+            (true, None) => return,
+            (false, _) => match self.observed.workloads.get_mut(id) {
+                Some(observation) => &mut observation.credentials,
+                None => return,
+            },
+        };
+        match result {
+            Ok(()) => {
+                extra.certify_failures = 0;
+                *credentials = Credentials::Valid;
+            }
+            // A renewal that failed is tried again later; the old certificate still serves.
+            Err(why) if *credentials == Credentials::Valid => {
+                tracing::warn!(workload = id, error = why, "a certificate can't be renewed");
+            }
+            Err(why) => {
+                tracing::error!(workload = id, error = why, "no certificate");
+                extra.certify_failures = extra.certify_failures.saturating_add(1);
+                *credentials = Credentials::Failed { why, at: now, failures: extra.certify_failures };
+            }
+        }
+    }
+
+    /// Certificates past a third of their life are replaced. Workers read theirs when they start.
+    pub(super) fn renew(&self) {
+        let (operators, settings, dir) =
+            (self.operators.clone(), self.settings.clone(), self.home.identity());
+        tokio::spawn(async move {
+            match operators.renew_own(&settings, &dir).await {
+                Ok(true) => tracing::info!("this host's certificate is renewed"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "this host's certificate can't be renewed yet");
+                }
+            }
+        });
+        let wants = |dir: &std::path::Path| {
+            let credentials = tandem_pki::Credentials::load(dir).ok();
+            credentials.is_some_and(|own| own.wants_renewal(SystemTime::now()).unwrap_or(false))
+        };
+        for (id, observation) in &self.observed.workloads {
+            if observation.credentials == Credentials::Valid && wants(&self.home.workload(id).identity()) {
+                self.ask_certificate(Role::Worker, id);
+            }
+        }
+        if let Some(gateway) = &self.gateway
+            && gateway.credentials == Credentials::Valid
+            && wants(&gateway.identity_dir())
+        {
+            self.ask_certificate(Role::Gateway, GATEWAY);
+        }
+    }
+
+    fn start(&mut self, workload: &WorkloadSpec) {
+        let (id, epoch, memory_bytes) = (workload.id.clone(), workload.epoch, workload.memory_bytes);
+        let home = self.home.workload(&id);
+        let written = worker_spec(workload, &self.store, &home, self.settings.worker_listen())
+            .map_err(|error| chain(&error))
+            .and_then(|spec| {
+                let json = serde_json::to_vec_pretty(&spec).expect("a worker's spec is JSON");
+                // The endpoint of the process before must not be taken for this one's.
+                remove(&home.endpoint())
+                    .and_then(|()| home::replace(&home.spec(), &json))
+                    .map_err(|error| format!("{} can't be written: {error}", home.root().display()))
+            });
+        let extra = self.extra.entry(id.clone()).or_default();
+        extra.starts = extra.starts.saturating_add(1);
+        let observation = self.observed.workloads.entry(id.clone()).or_default();
+        observation.restarts = extra.starts - 1;
+        observation.process = Process::Starting { epoch, memory_bytes };
+        observation.failure = None;
+        if let Err(why) = written {
+            return self.start_failed(&id, epoch, why);
+        }
+        tracing::info!(workload = id, epoch, restarts = observation.restarts, "starts a worker");
+        let start = Start {
+            id: id.clone(),
+            epoch,
+            memory_bytes,
+            program: self.settings.worker_program.clone(),
+            args: ["replica", "--spec", &home.spec().display().to_string(), "--exit-with-stdin"]
+                .map(str::to_owned)
+                .to_vec(),
+            env: passed_on(),
+            log: home.log(),
+        };
+        let (runner, events) = (self.runner.clone(), self.events.clone());
+        tokio::spawn(async move {
+            // That it runs is told by the runner's list.
+            if let Err(error) = runner.start(start).await {
+                tell(&events, Event::StartFailed { id, epoch, why: chain(&error) }).await;
+            }
+        });
+    }
+
+    pub(super) fn start_failed(&mut self, id: &str, epoch: u64, why: String) {
+        let now = self.now();
+        let Some(observation) = self.observed.workloads.get_mut(id) else { return };
+        if !matches!(observation.process, Process::Starting { epoch: starting, .. } if starting == epoch) {
+            return;
+        }
+        tracing::error!(workload = id, epoch, error = why, "a worker can't be started");
+        observation.process = Process::None;
+        (observation.failures, observation.failed_at) = (observation.failures.saturating_add(1), now);
+        observation.failure = Some(why);
+    }
+
+    async fn stop(&mut self, id: &str, epoch: u64, reason: &str) {
+        tracing::info!(workload = id, epoch, reason, "stops a worker");
+        if let Err(error) = self.runner.stop(id, epoch, GRACE).await {
+            // The runner's next list says how it really is.
+            tracing::warn!(workload = id, error = chain(&error), "a worker can't be stopped");
+            return;
+        }
+        if let Some(observation) = self.observed.workloads.get_mut(id)
+            && let Process::Running { epoch, memory_bytes } = observation.process
+        {
+            observation.process = Process::Stopping { epoch, memory_bytes };
+        }
+    }
+
+    fn forget(&mut self, id: &str) {
+        tracing::info!(workload = id, "forgets a workload");
+        self.observed.workloads.remove(id);
+        self.extra.remove(id);
+        let home = self.home.workload(id);
+        if let Err(error) = fs::remove_dir_all(home.root())
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(workload = id, %error, "its folder can't be removed");
+        }
+    }
+
+    pub(super) fn listen(&mut self, id: &str, epoch: u64, pid: u32) {
+        let Some(identity) = self.identity_of(id) else { return };
+        if let Some(observation) = self.observed.workloads.get_mut(id) {
+            observation.server_name = Some(identity.server_name());
+        }
+        let listener = Listener {
+            id: id.to_owned(),
+            epoch,
+            identity,
+            endpoint_file: self.home.workload(id).endpoint(),
+            operators: self.operators.clone(),
+            events: self.events.clone(),
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(listener.run()));
+        self.extra.entry(id.to_owned()).or_default().listener = Some((pid, task));
+    }
+
+    /// What is known of a workload, if an event is about the epoch that is wanted now.
+    fn current(&mut self, id: &str, epoch: u64) -> Option<(&mut Observation, &mut Extra)> {
+        let extra = self.extra.get_mut(id).filter(|extra| extra.epoch == epoch)?;
+        Some((self.observed.workloads.get_mut(id)?, extra))
+    }
+}
+
+/// Reports what a task has found.
+async fn tell(events: &mpsc::Sender<Event>, event: Event) {
+    if events.send(event).await.is_err() {
+        tracing::debug!("the agent is ending");
+    }
+}
+
+fn remove(path: &std::path::Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,168 @@
+//! The conversation with an operator: reports up, the newest spec down, log lines on request. It is taken up again for
+//! ever; what runs does not depend on it.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tandem_control_api::agent_message::Message as Up;
+use tandem_control_api::agents_client::AgentsClient;
+use tandem_control_api::operator_message::Message as Down;
+use tandem_control_api::{AgentHello, AgentMessage, HostReport, LogsRequest, Protocol};
+use tandem_crds::InferenceHostSpec;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::agent::Event;
+use crate::home::Home;
+use crate::logs;
+use crate::operator::Operators;
+
+/// How long the operator may take to answer Hello.
+const STEP: Duration = Duration::from_secs(10);
+/// Messages that may wait on the way up.
+const OUTBOX: usize = 64;
+/// Log requests that are answered at once.
+const MOST_LOGS: usize = 16;
+/// A session that lasted this long was a good one: the next attempt comes soon.
+const GOOD: Duration = Duration::from_secs(30);
+/// Bounds on what an operator may ask for as the interval of reports.
+const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+
+/// What a session needs of the rest of the agent.
+pub(crate) struct Session {
+    pub(crate) operators: Arc<Operators>,
+    pub(crate) home: Arc<Home>,
+    /// The newest term obeyed.
+    pub(crate) term: Arc<AtomicU64>,
+    /// The report as JSON, whenever it changes.
+    pub(crate) report: watch::Receiver<String>,
+    pub(crate) events: mpsc::Sender<Event>,
+}
+
+impl Session {
+    /// Converses for ever.
+    pub(crate) async fn run(mut self) {
+        let patience = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
+            .without_max_times();
+        let mut waits = patience.build();
+        loop {
+            let start = Instant::now();
+            match self.converse().await {
+                Ok(()) => tracing::info!("the operator closed the session"),
+                Err(error) => tracing::warn!(error = chain(&*error), "no session with the operator"),
+            }
+            if self.events.is_closed() {
+                return;
+            }
+            if start.elapsed() > GOOD {
+                waits = patience.build();
+            }
+            sleep(waits.next().unwrap_or(INTERVALS.1)).await;
+        }
+    }
+
+    async fn converse(&mut self) -> anyhow::Result<()> {
+        let channel = self.operators.connect().await?;
+        let (up, messages) = mpsc::channel(OUTBOX);
+        let hello =
+            AgentHello { protocol: Some(Protocol::own(&[])), highest_term: self.term.load(Ordering::SeqCst) };
+        up.send(message(Up::Hello(hello))).await?;
+        let mut client = AgentsClient::new(channel);
+        let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await??;
+        let mut down = opened.into_inner();
+        let mut logs: BTreeMap<String, AbortOnDropHandle<()>> = BTreeMap::new();
+        // Until Welcome says otherwise.
+        let mut heartbeat = interval(Duration::from_secs(1));
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = heartbeat.tick() => self.say(&up).await?,
+                changed = self.report.changed() => {
+                    changed?;
+                    self.say(&up).await?;
+                }
+                next = down.message() => match next? {
+                    None => return Ok(()),
+                    Some(next) => match next.message {
+                        Some(Down::Welcome(welcome)) => {
+                            Protocol::agree(welcome.protocol.as_ref()).map_err(anyhow::Error::msg)?;
+                            tracing::info!("in session with the operator");
+                            let wanted = Duration::from_millis(u64::from(welcome.report_interval_ms));
+                            heartbeat = interval(wanted.clamp(INTERVALS.0, INTERVALS.1));
+                            heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                        }
+                        Some(Down::Spec(spec)) => self.obey(&spec.spec_json).await?,
+                        Some(Down::Logs(request)) => self.show_logs(request, &up, &mut logs),
+                        Some(Down::EndLogs(request)) => drop(logs.remove(&request)),
+                        Some(Down::DrainGateway(_)) | None => {
+                            tracing::warn!("the operator asks for something that this release does not know");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn say(&mut self, up: &mpsc::Sender<AgentMessage>) -> anyhow::Result<()> {
+        let status_json = self.report.borrow_and_update().clone();
+        if status_json.is_empty() {
+            return Ok(());
+        }
+        timeout(STEP, up.send(message(Up::Report(HostReport { status_json })))).await??;
+        Ok(())
+    }
+
+    async fn obey(&self, json: &str) -> anyhow::Result<()> {
+        match serde_json::from_str::<InferenceHostSpec>(json) {
+            Ok(spec) => self.events.send(Event::Spec(Box::new(spec))).await?,
+            Err(error) => tracing::error!(%error, "the operator's spec can't be read and is not obeyed"),
+        }
+        Ok(())
+    }
+
+    fn show_logs(
+        &self,
+        request: LogsRequest,
+        up: &mpsc::Sender<AgentMessage>,
+        logs: &mut BTreeMap<String, AbortOnDropHandle<()>>,
+    ) {
+        logs.retain(|_, task| !task.is_finished());
+        if logs.len() >= MOST_LOGS {
+            tracing::warn!("too many log requests at once: one is not answered");
+            return;
+        }
+        let (home, up, id) = (self.home.clone(), up.clone(), request.request.clone());
+        let task = tokio::spawn(async move { logs::show(&home, &request, &up).await });
+        logs.insert(id, AbortOnDropHandle::new(task));
+    }
+}
+
+pub(crate) fn message(message: Up) -> AgentMessage {
+    AgentMessage { message: Some(message) }
+}
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let before = text.clone();
+        // Some errors repeat their source; a line needn't.
+        let cause = error.to_string();
+        if !before.contains(&cause) {
+            write!(text, ": {cause}").expect("writing to a string does not fail");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,257 @@
+//! The command line of `tandem-agent run`, and what it means.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use sysinfo::System;
+use tandem_pki::{JoinToken, Name};
+use tandem_weights::Access;
+use tonic::transport::Uri;
+
+/// Variables that children get when we have them; nothing else of our environment reaches them.
+const PASSED_ON: [&str; 9] = [
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "LANG",
+    "LC_ALL",
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "RAYON_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+];
+
+/// Arguments of `tandem-agent run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// An operator, https://HOST:PORT; repeat it for several
+    #[arg(long, env = "TANDEM_OPERATOR", value_delimiter = ',', required = true)]
+    operator: Vec<String>,
+    /// File with the join token, for the first start
+    #[arg(long, value_name = "FILE", env = "TANDEM_JOIN_TOKEN_FILE", conflicts_with = "join_token")]
+    join_token_file: Option<PathBuf>,
+    /// The join token itself. Other users of this machine can read command lines: prefer the file or the variable
+    #[arg(long, value_name = "TOKEN", env = "TANDEM_JOIN_TOKEN", hide_env_values = true)]
+    join_token: Option<String>,
+    /// This host's name in the cluster, a DNS label [default: the machine's name]
+    #[arg(long, env = "TANDEM_HOST_NAME")]
+    name: Option<String>,
+    /// Folder of credentials, weights and state [default: /var/lib/tandem/agent for root, else ~/.tandem/agent]
+    #[arg(long, value_name = "DIR", env = "TANDEM_AGENT_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// IP address or DNS name at which gateways and peers dial this host [default: the one that leads to the operator]
+    #[arg(long, value_name = "ADDRESS", env = "TANDEM_HOST_ADDRESS")]
+    address: Option<String>,
+    /// A label that deployments can select; repeat it for several
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// The worker's executable [default: inference-worker beside this one]
+    #[arg(long, value_name = "FILE")]
+    worker_program: Option<PathBuf>,
+    /// Run a gateway on this host, and listen here for clients
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    gateway_listen: Option<SocketAddr>,
+    /// The gateway's executable [default: tandem-gateway beside this one]
+    #[arg(long, value_name = "FILE", requires = "gateway_listen")]
+    gateway_program: Option<PathBuf>,
+    /// Where clients reach the gateway [default: http://ADDRESS:PORT]
+    #[arg(long, value_name = "URL", requires = "gateway_listen")]
+    gateway_advertise: Option<String>,
+    /// What workers may take of this machine's memory, in bytes [default: all that nothing else holds]
+    #[arg(long, value_name = "BYTES")]
+    memory_limit: Option<u64>,
+    /// Somebody else starts `tandem-agent runner`, such as a second container of the same pod
+    #[arg(long)]
+    external_runner: bool,
+    /// Also trust the authorities in this PEM file when weights are fetched by https
+    #[arg(long, value_name = "FILE")]
+    extra_ca: Option<PathBuf>,
+}
+
+/// What the agent is to do, checked.
+pub(crate) struct Settings {
+    pub(crate) operators: Vec<String>,
+    pub(crate) token: Option<JoinToken>,
+    pub(crate) name: Name,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) address: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) worker_program: PathBuf,
+    pub(crate) gateway: Option<GatewaySettings>,
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) external_runner: bool,
+    pub(crate) access: Access,
+}
+
+pub(crate) struct GatewaySettings {
+    pub(crate) program: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: String,
+}
+
+impl Settings {
+    pub(crate) fn of(args: RunArgs) -> Result<Self> {
+        for url in &args.operator {
+            let uri: Option<Uri> = url.parse().ok();
+            let right = uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
+            ensure!(right, "`{url}` is not an operator's address: give it as https://HOST:PORT");
+        }
+        let name = match args.name {
+            Some(name) => name.parse()?,
+            None => machine_name()?,
+        };
+        let address = match args.address {
+            Some(address) => address,
+            None => address_towards(&args.operator[0])?.to_string(),
+        };
+        let data_dir = match args.data_dir {
+            Some(dir) => std::path::absolute(&dir)?,
+            None => default_data_dir()?,
+        };
+        let gateway = args.gateway_listen.map(|listen| {
+            Ok::<_, anyhow::Error>(GatewaySettings {
+                program: program(args.gateway_program, "tandem-gateway")?,
+                listen,
+                advertise: args.gateway_advertise.unwrap_or_else(|| advertised(&address, listen)),
+            })
+        });
+        let mut access = Access::default();
+        if let Some(path) = args.extra_ca {
+            let pem = fs::read(&path).with_context(|| format!("{} can't be read", path.display()))?;
+            access = access.trusting(&pem)?;
+        }
+        Ok(Self {
+            token: token(args.join_token, args.join_token_file)?,
+            operators: args.operator,
+            name,
+            data_dir,
+            address,
+            labels: args.label.into_iter().collect(),
+            worker_program: program(args.worker_program, "inference-worker")?,
+            gateway: gateway.transpose()?,
+            memory_limit: args.memory_limit,
+            external_runner: args.external_runner,
+            access,
+        })
+    }
+
+    /// Where workers listen: on loopback when that is what the host advertises, else everywhere.
+    pub(crate) fn worker_listen(&self) -> SocketAddr {
+        let ip = match self.address.parse::<IpAddr>() {
+            Ok(ip) if ip.is_loopback() => ip,
+            Ok(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        SocketAddr::new(ip, 0)
+    }
+
+    /// A port of this host as gateways and peers dial it.
+    pub(crate) fn endpoint(&self, port: u16) -> String {
+        host_and_port(&self.address, port)
+    }
+}
+
+/// The environment that children get.
+pub(crate) fn passed_on() -> BTreeMap<String, String> {
+    PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?))).collect()
+}
+
+fn host_and_port(host: &str, port: u16) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, port).to_string(),
+        Err(_) => format!("{host}:{port}"),
+    }
+}
+
+fn advertised(address: &str, listen: SocketAddr) -> String {
+    let host = if listen.ip().is_unspecified() { address.to_owned() } else { listen.ip().to_string() };
+    format!("http://{}", host_and_port(&host, listen.port()))
+}
+
+fn token(given: Option<String>, file: Option<PathBuf>) -> Result<Option<JoinToken>> {
+    let text = match (given, file) {
+        (Some(text), _) => text,
+        (None, Some(path)) => {
+            fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(text.parse()?))
+}
+
+/// The machine's own name, as far as it is a DNS label.
+fn machine_name() -> Result<Name> {
+    let full = System::host_name().context("this machine has no name: give --name")?;
+    let label = full.split('.').next().unwrap_or_default().to_ascii_lowercase().replace('_', "-");
+    label.parse().with_context(|| format!("this machine's name, {full}, can't be used: give --name"))
+}
+
+/// The local address from which the operator is reached. No packet is sent for this.
+fn address_towards(operator: &str) -> Result<IpAddr> {
+    let uri: Uri = operator.parse()?;
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let local = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"))?;
+    let towards = || {
+        local.connect((host, uri.port_u16().unwrap_or(443)))?;
+        local.local_addr()
+    };
+    let address = towards().with_context(|| format!("no way leads to {host}: give --address"))?;
+    Ok(address.ip().to_canonical())
+}
+
+fn default_data_dir() -> Result<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok("/var/lib/tandem/agent".into());
+    }
+    let home = env::var_os("HOME").context("there is no HOME: give --data-dir")?;
+    Ok(Path::new(&home).join(".tandem/agent"))
+}
+
+fn program(given: Option<PathBuf>, beside: &str) -> Result<PathBuf> {
+    let path = match given {
+        Some(path) => std::path::absolute(path)?,
+        None => env::current_exe().context("this program's own path is unknown")?.with_file_name(beside),
+    };
+    if !path.is_file() {
+        bail!("{} is not there: give --worker-program or --gateway-program", path.display());
+    }
+    Ok(path)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a label is KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_families_get_their_ports() {
+        assert_eq!(host_and_port("192.168.7.2", 80), "192.168.7.2:80");
+        assert_eq!(host_and_port("fd00::1", 80), "[fd00::1]:80");
+        assert_eq!(host_and_port("mac-a.lan", 80), "mac-a.lan:80");
+        assert_eq!(advertised("mac-a.lan", "0.0.0.0:8080".parse().unwrap()), "http://mac-a.lan:8080");
+        assert_eq!(advertised("mac-a.lan", "127.0.0.1:8080".parse().unwrap()), "http://127.0.0.1:8080");
+    }
+
+    #[test]
+    fn the_way_to_the_operator_is_the_default_address() {
+        let address = address_towards("https://127.0.0.1:7443").unwrap();
+        assert!(address.is_loopback(), "{address}");
+    }
+
+    #[test]
+    fn labels_have_a_key() {
+        assert_eq!(label("zone=a=b"), Ok(("zone".to_owned(), "a=b".to_owned())));
+        assert!(label("zone").is_err() && label("=a").is_err());
+    }
+}

@@ -40,11 +40,13 @@ pub(crate) struct Parsed {
 }
 
 impl Parsed {
-    /// What the backend is asked for one choice. `seed` is used where the client gave none.
-    pub(crate) fn generate(&self, stream: &str, choice: u32, seed: u64) -> GenerateRequest {
+    /// What the backend is asked for one choice. `seed` is used where the client gave none; `asked_at` is in seconds
+    /// since 1970.
+    pub(crate) fn generate(&self, stream: &str, choice: u32, seed: u64, asked_at: u64) -> GenerateRequest {
         GenerateRequest {
             id: Some(AttemptId { stream: stream.to_owned(), choice, attempt: 0 }),
             seed: self.seed.unwrap_or(seed),
+            asked_at,
             ..self.generate.clone()
         }
     }

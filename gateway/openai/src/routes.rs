@@ -89,8 +89,9 @@ async fn answer(app: &App, parsed: Parsed) -> Result<Response, ApiError> {
     let stream = hex::encode(rand::random::<[u8; 16]>());
     // One seed for all choices: draws are keyed by the choice as well. 53 bits survive every JSON reader.
     let seed = rand::random::<u64>() >> 11;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let started = try_join_all((0..parsed.choices).map(|choice| {
-        let events = app.backend.open(parsed.generate(&stream, choice, seed));
+        let events = app.backend.open(parsed.generate(&stream, choice, seed, created));
         Choice::start(choice, events, parsed.format.clone())
     }))
     .await?;
@@ -98,7 +99,7 @@ async fn answer(app: &App, parsed: Parsed) -> Result<Response, ApiError> {
     let envelope = Envelope {
         dialect: parsed.dialect,
         stream,
-        created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        created,
         model: parsed.model,
         choices: parsed.choices,
         include_usage: parsed.include_usage,

@@ -274,6 +274,7 @@ async fn the_backend_is_asked_per_choice_with_one_stream_and_one_seed() {
         assert_eq!((id.choice as usize, id.attempt, id.stream.len()), (choice, 0, 32));
         assert_eq!(id.stream, body["tandem"]["stream"].as_str().unwrap());
         assert_eq!((request.seed, request.max_tokens, request.model.as_str()), (requests[0].seed, 9, "tiny"));
+        assert_eq!(request.asked_at, body["created"].as_u64().unwrap());
     }
 }
 

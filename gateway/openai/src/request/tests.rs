@@ -13,7 +13,7 @@ fn chat_with(more: Value) -> Result<Parsed, ApiError> {
 }
 
 fn generate(parsed: &Parsed) -> GenerateRequest {
-    parsed.generate("s", 0, 7)
+    parsed.generate("s", 0, 7, 5)
 }
 
 fn chat_prompt(parsed: &Parsed) -> ChatPrompt {

@@ -46,10 +46,15 @@ impl Leadership {
         let sent = self.cluster.clock.elapsed();
         let ttl = self.cluster.timing.lease;
         let raised = self.held.as_ref().is_some_and(|held| held.lease.term <= unknown);
-        let outcome = match &self.held {
+        let newest = newest.max(unknown);
+        let mut outcome = match &self.held {
             Some(held) if !raised => self.cluster.store.renew(&held.lease).await.map(|()| held.lease.clone()),
-            _ => self.cluster.store.acquire(LEASE, &self.holder, ttl, newest.max(unknown)).await,
+            _ => self.cluster.store.acquire(LEASE, &self.holder, ttl, newest).await,
         };
+        // It ran out, and nobody else has taken it: this operator may have been paused.
+        if matches!(&outcome, Err(StoreError::LeaseLost { holder, .. }) if *holder == self.holder) {
+            outcome = self.cluster.store.acquire(LEASE, &self.holder, ttl, newest).await;
+        }
         match outcome {
             Ok(lease) => self.held = Some(Held { lease, until: sent + ttl - ttl / MARGIN }),
             Err(StoreError::LeaseLost { holder, term, .. }) => {

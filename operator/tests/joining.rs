@@ -6,10 +6,11 @@ use std::time::SystemTime;
 
 use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::enrollment_client::EnrollmentClient;
+use tandem_control_api::gateways_client::GatewaysClient;
 use tandem_control_api::objects_client::ObjectsClient;
 use tandem_control_api::{
     AgentHello, AgentMessage, CertifyRequest, DeleteRequest, JoinRequest, JoinTokenRequest, ListRequest,
-    ObjectRef, Protocol, Role, StatusRequest, agent_message,
+    ObjectRef, Protocol, Role, RoutesRequest, StatusRequest, agent_message,
 };
 use tandem_pki::{CertificateAuthority, EnrollError, HOST_LIFETIME, Identity, JoinToken, KeyAndRequest};
 use tonic::Code;
@@ -204,6 +205,10 @@ async fn a_host_speaks_for_itself_only() {
         let request = CertifyRequest { role: role.into(), name: name.into(), csr_pem, addresses: Vec::new() };
         assert_eq!(gateways.certify(request).await.is_ok(), allowed, "{role:?} {name}");
     }
+
+    let routes = RoutesRequest { protocol: Some(Protocol::own(&[])), url: String::new() };
+    let status = GatewaysClient::new(world.channel(&host.credentials)).routes(routes).await.err().unwrap();
+    assert_eq!(status.code(), Code::PermissionDenied);
 
     let list = ListRequest { kind: "InferenceHost".into(), ..ListRequest::default() };
     let status = ObjectsClient::new(world.channel(&host.credentials)).list(list).await.unwrap_err();

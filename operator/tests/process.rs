@@ -140,6 +140,35 @@ async fn killed_at_any_moment_it_goes_on_where_it_was() {
     assert_eq!((copies, runs.len()), (6, 6), "two copies of each, none twice: {runs:?}");
 }
 
+/// What the operator did not hear while it was stopped was never said to it: no host is to blame.
+#[tokio::test]
+async fn a_pause_of_the_operator_is_no_silence_of_its_hosts() {
+    tandem_pki::install_tls_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("operator");
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let process = Process::start(&data, port);
+    let admin = answers(&url, &data.join("admin")).await;
+    let world = World::of_process(dir, &url, admin);
+    let machine = world.machine("a", MEMORY).await;
+    let is_ready = |host: &Value| condition(host, "Ready")["status"] == "True";
+    let before = world.until("InferenceHost", "a", "Ready", is_ready).await;
+
+    let pid = nix::unistd::Pid::from_raw(process.0.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let silent_after = tandem_operator::Timing::default().silent_after;
+    tokio::time::sleep(silent_after + Duration::from_secs(2)).await;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+
+    // A change that goes all the way through the loop: whatever it thinks of the pause is written by then.
+    world.apply(world.deployment("tiny", 0)).await.unwrap();
+    world.until("InferenceDeployment", "tiny", "Ready", is_ready).await;
+    assert_eq!(machine.runs().len(), 1);
+    let after = world.get("InferenceHost", "", "a").await.unwrap();
+    assert_eq!(condition(&after, "Ready"), condition(&before, "Ready"), "no turn in between");
+}
+
 #[tokio::test]
 async fn a_second_process_on_the_same_folder_says_why_it_ends() {
     tandem_pki::install_tls_provider();

@@ -27,25 +27,21 @@ pub(super) struct Reporter {
     host: Name,
     /// What was written last, and when.
     written: Option<(InferenceHostStatus, Duration)>,
+    /// What was logged last: a report that can't be used comes again every second.
+    complaint: String,
 }
 
 impl Reporter {
     pub(super) fn new(cluster: Arc<Cluster>, host: Name) -> Self {
-        Self { cluster, host, written: None }
+        Self { cluster, host, written: None, complaint: String::new() }
     }
 
     /// Takes a report; what is wrong with it is logged, and the host stays connected.
     pub(super) async fn take(&mut self, json: &str) {
         let status: InferenceHostStatus = match serde_json::from_str(json) {
             Ok(status) if json.len() <= LARGEST => status,
-            Ok(_) => {
-                tracing::warn!(host = %self.host, bytes = json.len(), "the host's report is too large");
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(host = %self.host, %error, "the host's report can't be read");
-                return;
-            }
+            Ok(_) => return self.complain(&format!("it has {} bytes, and {LARGEST} are read", json.len())),
+            Err(error) => return self.complain(&error.to_string()),
         };
         let now = self.cluster.clock.elapsed();
         if let Some((before, at)) = &self.written
@@ -63,9 +59,14 @@ impl Reporter {
             }
             // Left to the next report, which comes within the report interval.
             Err(error) if error.is_conflict() => {}
-            Err(error) => {
-                tracing::warn!(host = %self.host, error = chain(&error), "the host's report can't be written")
-            }
+            Err(error) => self.complain(&chain(&error)),
+        }
+    }
+
+    fn complain(&mut self, reason: &str) {
+        if self.complaint != reason {
+            tracing::warn!(host = %self.host, reason, "the host's report is not taken");
+            reason.clone_into(&mut self.complaint);
         }
     }
 

@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 use tandem_engine::files::OpenError;
 use tandem_engine::memory::PlanError;
 use tandem_engine::{Engine, EngineConfig, KvType, MemoryPlan, Mode, ModelFiles, ModelShape, plan};
-use tandem_worker_api::{KvCache, Numerics, Sha256Hex, WeightFile, WorkerExit};
+use tandem_worker_api::{KvCache, Numerics, Sha256Hex, WeightFile, WorkerExit, batch_rows};
 use thiserror::Error;
 
 use crate::model_text::{ModelText, TextError};
 use crate::text::Text;
-use crate::worker::{Load, Loaded, PREFILL_ROWS};
+use crate::worker::{Load, Loaded};
 
 /// Bytes hashed between two words of progress.
 const BLOCK: usize = 1 << 20;
@@ -36,7 +36,7 @@ pub struct Purpose {
     /// Threads that compute; `None`: one per core.
     pub threads: Option<NonZeroU32>,
     /// Sequences computed at once.
-    pub max_sequences: u32,
+    pub max_sequences: NonZeroU32,
     /// Layers to hold; `None`: all.
     pub layers: Option<Range<u32>>,
 }
@@ -59,8 +59,8 @@ impl Purpose {
             },
             threads: self.threads.map_or_else(cores, |threads| threads.get() as usize),
             layers: self.layers.clone(),
-            max_sequences: self.max_sequences,
-            max_batch_rows: PREFILL_ROWS + self.max_sequences as usize,
+            max_sequences: self.max_sequences.get(),
+            max_batch_rows: batch_rows(self.max_sequences),
         }
     }
 }

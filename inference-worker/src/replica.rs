@@ -241,7 +241,7 @@ fn purpose(spec: &WorkerSpec) -> Purpose {
         kv_cache: spec.kv_cache,
         numerics: spec.numerics,
         threads: spec.threads,
-        max_sequences: spec.max_sequences.get(),
+        max_sequences: spec.max_sequences,
         layers: None,
     }
 }

@@ -86,7 +86,7 @@ impl ModelArgs {
                 NumericsArg::Reference => Numerics::Reference,
             },
             threads: self.threads,
-            max_sequences: self.max_sequences.get(),
+            max_sequences: self.max_sequences,
             layers: self.layers.clone(),
         }
     }

@@ -9,8 +9,8 @@ use futures::stream::{self, Stream};
 use tandem_engine::decode::DecodeModel;
 use tandem_engine::scheduler::{Limits, Scheduler, Unusable};
 use tandem_worker_api::{
-    AttemptId, GenerateEvent, GenerateRequest, HealthReport, LoadProgress, Rejected, SamplingDefaults,
-    WorkerSpec, generate_event, health_report::State, rejected::Code,
+    AttemptId, GenerateEvent, GenerateRequest, HealthReport, LoadProgress, PREFILL_ROWS, Rejected,
+    SamplingDefaults, WorkerSpec, generate_event, health_report::State, rejected::Code,
 };
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
@@ -20,9 +20,6 @@ use crate::decoding::{Command, DecodeFailure, Decoder, Decoding, NotTaken, Runni
 use crate::request::{invalid, parse, rejected};
 use crate::text::Text;
 
-/// Rows of prompts in a step: long enough to be worth the weights that are read for it, short enough that those who
-/// decode do not wait long.
-pub(crate) const PREFILL_ROWS: usize = 128;
 /// Jobs that wait, for each one that can run.
 const WAITING_PER_ACTIVE: usize = 4;
 

@@ -108,7 +108,7 @@ async fn ask(model: PathBuf, sha256: Sha256Hex) -> Vec<Pin> {
         kv_cache: KvCache::F16,
         numerics: Numerics::Exact,
         threads: NonZeroU32::new(2),
-        max_sequences: QUESTIONS.len() as u32,
+        max_sequences: NonZeroU32::new(QUESTIONS.len() as u32).unwrap(),
         layers: None,
     };
     let (worker, _) = Worker::start(settings, move |load| {

@@ -5,6 +5,20 @@ use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+/// Rows of prompts in one step of a worker: long enough to be worth the weights that are read for it, short enough that
+/// those who decode do not wait long.
+pub const PREFILL_ROWS: usize = 128;
+
+/// The most rows in one step of a worker that computes `max_sequences` at once: what its memory plan has to allow for,
+/// whoever draws it.
+#[must_use]
+pub fn batch_rows(max_sequences: NonZeroU32) -> usize {
+    PREFILL_ROWS + max_sequences.get() as usize
+}
+
+/// [`WorkerSpec::max_sequences`] where nothing asks for another number.
+pub const USUAL_MAX_SEQUENCES: NonZeroU32 = NonZeroU32::new(16).expect("16 is not zero");
+
 /// Everything that one `inference-worker replica` needs to know, as JSON in a file.
 ///
 /// A field that this version does not know is refused by its name, so that a worker never half-obeys a newer agent.
@@ -35,7 +49,7 @@ pub struct WorkerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<NonZeroU32>,
     /// Sequences computed at once; more wait in a bounded queue.
-    #[serde(default = "default_max_sequences")]
+    #[serde(default = "usual_max_sequences")]
     pub max_sequences: NonZeroU32,
     /// The deployment's sampling parameters for requests that don't say.
     #[serde(default, skip_serializing_if = "SamplingDefaults::is_empty")]
@@ -281,8 +295,8 @@ impl fmt::Debug for Sha256Hex {
     }
 }
 
-fn default_max_sequences() -> NonZeroU32 {
-    const { NonZeroU32::new(16).expect("16 is not zero") }
+fn usual_max_sequences() -> NonZeroU32 {
+    USUAL_MAX_SEQUENCES
 }
 
 #[cfg(test)]

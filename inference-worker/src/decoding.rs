@@ -229,10 +229,14 @@ impl Running {
         }
     }
 
-    /// Ends all attempts because this process can't go on.
-    pub(crate) fn fail_all(&mut self, message: &str) {
+    /// Ends all attempts, those that wait in the inbox too, because this process can't go on.
+    pub(crate) fn fail_all(&mut self, inbox: &Receiver<Command>, message: &str) {
         self.jobs.clear();
-        for (_, (_, log)) in self.logs.drain() {
+        let waiting = inbox.try_iter().filter_map(|command| match command {
+            Command::Submit { log, .. } => Some(log),
+            Command::Cancel(_) | Command::Drain(_) | Command::MoveAll(_) => None,
+        });
+        for log in self.logs.drain().map(|(_, (_, log))| log).chain(waiting) {
             // The listener's ledger knows how many tokens it has; this process is past telling.
             log.push(generate_event::Event::Finished(Finished {
                 reason: Reason::Failed.into(),

@@ -193,7 +193,7 @@ impl Worker {
             let result = guarded(prepare).and_then(|mut decoding: Decoding<M>| {
                 let outcome = guarded(|| decoding.run(&inbox));
                 if let Err(error) = &outcome {
-                    decoding.running.fail_all(&chain(error));
+                    decoding.running.fail_all(&inbox, &chain(error));
                 }
                 outcome.map_err(WorkerFailure::Decode)
             });
@@ -372,9 +372,15 @@ impl Worker {
         moved.await.map(|moved| moved as u32).map_err(ended)
     }
 
-    /// Ends health reports, which go on for ever otherwise.
+    /// Ends health reports, which go on for ever otherwise. A worker that failed has said its last already.
     pub fn stop(&self) {
-        self.phase.send_replace(Phase::Stopped);
+        self.phase.send_if_modified(|phase| {
+            let healthy = !matches!(phase, Phase::Failed(_));
+            if healthy {
+                *phase = Phase::Stopped;
+            }
+            healthy
+        });
     }
 
     fn tell(&self, command: Command) -> Result<(), NotServed> {

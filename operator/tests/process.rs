@@ -140,7 +140,7 @@ async fn killed_at_any_moment_it_goes_on_where_it_was() {
     assert_eq!((copies, runs.len()), (6, 6), "two copies of each, none twice: {runs:?}");
 }
 
-/// What the operator did not hear while it was stopped was never said to it: no host is to blame.
+/// A machine that sleeps stops operator and agents alike: their silence was nobody's.
 #[tokio::test]
 async fn a_pause_of_the_operator_is_no_silence_of_its_hosts() {
     tandem_pki::install_tls_provider();
@@ -156,13 +156,16 @@ async fn a_pause_of_the_operator_is_no_silence_of_its_hosts() {
     let before = world.until("InferenceHost", "a", "Ready", is_ready).await;
 
     let pid = nix::unistd::Pid::from_raw(process.0.id().try_into().unwrap());
+    machine.mute(true);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
     let silent_after = tandem_operator::Timing::default().silent_after;
     tokio::time::sleep(silent_after + Duration::from_secs(2)).await;
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
 
-    // A change that goes all the way through the loop: whatever it thinks of the pause is written by then.
+    // A change makes the operator look at everything, before the host has said a word.
     world.apply(world.deployment("tiny", 0)).await.unwrap();
+    world.until("InferenceDeployment", "tiny", "a look", |o| o["status"].is_object()).await;
+    machine.mute(false);
     world.until("InferenceDeployment", "tiny", "Ready", is_ready).await;
     assert_eq!(machine.runs().len(), 1);
     let after = world.get("InferenceHost", "", "a").await.unwrap();

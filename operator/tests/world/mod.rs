@@ -312,10 +312,16 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     pub(crate) credentials: Credentials,
     specs: watch::Receiver<Value>,
+    mute: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Machine {
+    /// Stays connected and says nothing, or speaks again.
+    pub(crate) fn mute(&self, mute: bool) {
+        self.mute.send_replace(mute);
+    }
+
     /// Ends its agent: it reports no more, and its connection closes.
     pub(crate) fn kill(&self) {
         self.task.abort();
@@ -364,7 +370,9 @@ impl World {
         ran: Value,
     ) -> Machine {
         let (told, specs) = watch::channel(ran);
+        let (mute, muted) = watch::channel(false);
         let (url, own, identity) = (self.url.clone(), name.to_owned(), credentials.clone());
+        let mut unmuted = muted.clone();
         let task = tokio::spawn(async move {
             loop {
                 let term = told.borrow()["term"].as_u64().unwrap_or(0);
@@ -376,13 +384,14 @@ impl World {
                 let mut beat = tokio::time::interval(Duration::from_millis(50));
                 loop {
                     tokio::select! {
-                        _ = beat.tick() => {
+                        _ = beat.tick(), if !*muted.borrow() => {
                             let report = HostReport { status_json: obedient(&told.borrow(), memory).to_string() };
                             let message = AgentMessage { message: Some(agent_message::Message::Report(report)) };
                             if host.up.send(message).await.is_err() {
                                 break;
                             }
                         }
+                        _ = unmuted.changed() => {}
                         message = host.down.message() => match message.map(|message| message.and_then(|m| m.message)) {
                             Ok(Some(Down::Spec(spec))) => {
                                 let spec: Value = serde_json::from_str(&spec.spec_json).unwrap();
@@ -402,7 +411,7 @@ impl World {
                 }
             }
         });
-        Machine { name: name.into(), credentials, specs, task }
+        Machine { name: name.into(), credentials, specs, mute, task }
     }
 
     /// A folder with a small model that the engine can size, as a source. Its only quant is `F32`.

@@ -7,6 +7,8 @@ mod sdk;
 mod steps;
 mod test;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -28,10 +30,20 @@ enum Task {
     Crds,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
-        Task::Demo(options) => demo::run(&options),
-        Task::Test(options) => test::all(&options),
+fn main() -> ExitCode {
+    match run(&Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<()> {
+    match task {
+        Task::Demo(options) => demo::run(options),
+        Task::Test(options) => test::all(options),
         Task::Crds => crds::write(),
     }
 }

@@ -11,7 +11,7 @@ use inference_worker::replica::{Port, ReplicaError, end_of_stdin};
 use inference_worker::scripted::load;
 use inference_worker::worker::{Settings, Worker};
 use tandem_engine::scheduler::scripted::{Pace, Script};
-use tandem_worker_api::{WorkerExit, WorkerSpec};
+use tandem_worker_api::WorkerSpec;
 
 /// Serves a scripted model as an agent's spec says; the weights in it are not looked at.
 #[derive(Debug, Parser)]
@@ -56,8 +56,9 @@ fn main() -> ExitCode {
     match serve(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let exit = error.exit();
             eprintln!("scripted-worker: {:#}", anyhow::Error::from(error));
-            ExitCode::from(WorkerExit::Failed.code())
+            ExitCode::from(exit.code())
         }
     }
 }

@@ -1,9 +1,8 @@
 //! Worker processes with the real engine, as agents start them and gateways dial them.
 
 use std::io::Read;
-use std::process::ExitStatus;
 
-use crate::support::{Cluster, PATIENCE, Replica, attempt, generate, read, request};
+use crate::support::{Cluster, Replica, attempt, exit, generate, read, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tandem_pki::Identity;
@@ -14,18 +13,6 @@ use tandem_worker_api::{
 use tonic::Code as Grpc;
 
 const PROMPT: &str = "Count on from forty-two:";
-
-async fn exit(child: &mut std::process::Child) -> ExitStatus {
-    let ended = async {
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                return status;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, ended).await.expect("the worker does not end")
-}
 
 fn resumed(base: &GenerateRequest, number: u32, ids: &[u32]) -> GenerateRequest {
     let prompt: Vec<u32> = byte_ids(PROMPT);

@@ -1,7 +1,7 @@
 //! Real worker processes with a random model, certificates of a throw-away authority, and clients that dial them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -227,4 +227,17 @@ pub(crate) async fn read(stream: &mut Streaming<GenerateEvent>, frames: usize) -
 pub(crate) async fn generate(client: &mut WorkerClient<Channel>, request: GenerateRequest) -> Said {
     let mut stream = client.generate(request).await.unwrap().into_inner();
     read(&mut stream, usize::MAX).await
+}
+
+/// How a process ends.
+pub(crate) async fn exit(child: &mut Child) -> ExitStatus {
+    let ended = async {
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the worker does not end")
 }

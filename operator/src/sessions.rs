@@ -29,6 +29,8 @@ struct Inner {
     connected: BTreeMap<String, Connected>,
     /// Newest term that each host says it has obeyed; outlives its session.
     terms: BTreeMap<String, u64>,
+    /// Newest term that this operator has told each host.
+    told: BTreeMap<String, u64>,
     last_seen: BTreeMap<String, Timestamp>,
     opened: u64,
 }
@@ -57,6 +59,7 @@ impl Sessions {
                 attention: Attention::new(now),
                 connected: BTreeMap::new(),
                 terms: BTreeMap::new(),
+                told: BTreeMap::new(),
                 last_seen: BTreeMap::new(),
                 opened: 0,
             }),
@@ -117,6 +120,7 @@ impl Sessions {
         let known = |host: &String| hosts.contains(host);
         inner.last_seen.retain(|host, _| known(host));
         inner.terms.retain(|host, _| known(host));
+        inner.told.retain(|host, _| known(host));
     }
 
     /// How long a host has been silent.
@@ -133,6 +137,20 @@ impl Sessions {
     /// The newest term that a host says it has obeyed.
     pub(crate) fn obeyed_term(&self, host: &str) -> u64 {
         self.lock().terms.get(host).copied().unwrap_or(0)
+    }
+
+    /// A host was told a spec of this term.
+    pub(crate) fn told(&self, host: &str, term: u64) {
+        let mut inner = self.lock();
+        let newest = inner.told.entry(host.to_owned()).or_default();
+        *newest = term.max(*newest);
+    }
+
+    /// The term that a host says it has obeyed, if it is newer than all that this operator has told it.
+    pub(crate) fn foreign_term(&self, host: &str) -> Option<u64> {
+        let inner = self.lock();
+        let obeyed = inner.terms.get(host).copied()?;
+        (obeyed > inner.told.get(host).copied().unwrap_or(0)).then_some(obeyed)
     }
 
     /// Says something to a host, if it is connected and its outbox has room.

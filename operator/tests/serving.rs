@@ -190,6 +190,46 @@ async fn a_leader_rises_above_what_hosts_have_obeyed() {
     machine.spec("a spec of this cluster's leader", |spec| spec["term"].as_u64() > Some(70)).await;
 }
 
+/// The store goes back, the hosts don't: terms and start numbers rise above what hosts have obeyed and run.
+#[tokio::test]
+async fn a_store_from_an_older_backup_leads_no_host_back() {
+    let mut world = World::start().await;
+    let mut machine = world.machine("a", MEMORY).await;
+    world.apply(world.deployment("tiny", 0)).await.unwrap();
+    world.until("InferenceDeployment", "tiny", "Ready", |o| is(o, "Ready", "True")).await;
+    world.stop().await;
+    let store = world.dir.path().join("operator/store.redb");
+    let backup = world.dir.path().join("backup.redb");
+    std::fs::copy(&store, &backup).unwrap();
+
+    world.start_again().await;
+    let mut changed = world.deployment("tiny", 0);
+    changed["spec"]["context"]["tokens"] = json!(64);
+    world.apply(changed.clone()).await.unwrap();
+    let raised = machine
+        .spec("the change", |spec| {
+            spec["workloads"][0]["contextTokens"] == 64 && spec["workloads"].as_array().unwrap().len() == 1
+        })
+        .await;
+    world.stop().await;
+    std::fs::copy(&backup, &store).unwrap();
+
+    world.start_again().await;
+    world.apply(changed).await.unwrap();
+    let spec = machine
+        .spec("a later word", |spec| {
+            spec["term"].as_u64() > raised["term"].as_u64() && !workloads(spec).is_empty()
+        })
+        .await;
+    println!("{spec:#}");
+    world
+        .until("InferenceDeployment", "tiny", "Ready again", |o| {
+            is(o, "Ready", "True") && o["status"]["observedGeneration"] == o["metadata"]["generation"]
+        })
+        .await;
+    assert!(machine.told()["term"].as_u64() > raised["term"].as_u64());
+}
+
 #[tokio::test]
 async fn what_cannot_be_says_what_to_change() {
     let world = World::start().await;

@@ -20,8 +20,8 @@ pub(super) struct Observed {
     pub(super) presence: BTreeMap<String, HostObservation>,
     /// Newest term in any host's spec or report: a new leader starts above it.
     pub(super) newest_term: u64,
-    /// Newest term that a host has obeyed and its spec in the store is older than: the store was restored from a backup. The
-    /// leader has to rise above it.
+    /// Newest term that a host has obeyed and that is not of this store: its spec there is older, or it is this leader's own
+    /// term and this leader has not told it. The store was restored from a backup; the leader has to rise above it.
     pub(super) unknown_term: u64,
     /// Whether hosts that have reported before may still be about to report to this operator, which has just started.
     pub(super) settling: bool,
@@ -64,8 +64,10 @@ impl Observed {
         let reported = host.status.as_ref().and_then(|status| status.observed_term).unwrap_or(0);
         let obeyed = cluster.sessions.obeyed_term(name).max(reported);
         self.newest_term = self.newest_term.max(obeyed).max(host.spec.term);
-        if obeyed > host.spec.term {
-            self.unknown_term = self.unknown_term.max(obeyed);
+        let own = cluster.leading.borrow().unwrap_or(u64::MAX);
+        let foreign = cluster.sessions.foreign_term(name).filter(|term| *term >= own);
+        if let Some(term) = foreign.or((obeyed > host.spec.term).then_some(obeyed)) {
+            self.unknown_term = self.unknown_term.max(term);
         }
         // A host that has never reported is absent: there is nothing to say about it.
         let (Some(status), Some(silence)) = (&host.status, cluster.sessions.silence(name)) else { return };

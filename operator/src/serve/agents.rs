@@ -60,8 +60,16 @@ impl agents_server::Agents for Agents {
         tracing::info!(%host, session = session.number, highest_term = hello.highest_term, "host connected");
         cluster.wake.notify_one();
 
-        let conversation =
-            Conversation { cluster: Arc::clone(cluster), host, session, upstream, watch, own, sent: None };
+        let conversation = Conversation {
+            cluster: Arc::clone(cluster),
+            host,
+            session,
+            upstream,
+            watch,
+            own,
+            obeyed: hello.highest_term,
+            sent: None,
+        };
         tokio::spawn(conversation.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(downstream))))
     }
@@ -143,6 +151,8 @@ struct Conversation {
     upstream: Streaming<AgentMessage>,
     watch: Watch,
     own: Selector,
+    /// Newest term that the host said Hello with.
+    obeyed: u64,
     /// The spec that the host was told last.
     sent: Option<Value>,
 }
@@ -220,15 +230,17 @@ impl Conversation {
             Some(Err(error)) => return Err(Ending::Tell(refusal(error))),
             None => return Err(Ending::Tell(Status::unavailable("this operator's store was closed"))),
         };
-        // Term 0: no leader has spoken to this host yet, and an empty spec is not a word of one.
-        let spoken = object.spec()["term"].as_u64().is_some_and(|term| term > 0);
-        if !spoken || self.sent.as_ref() == Some(object.spec()) {
+        // Term 0: no leader has spoken to this host yet, and an empty spec is not a word of one. A term older than the host
+        // has obeyed is of a store from a backup: the leader rises above it first.
+        let term = object.spec()["term"].as_u64().unwrap_or(0);
+        if term == 0 || term < self.obeyed || self.sent.as_ref() == Some(object.spec()) {
             return Ok(());
         }
         let spec = HostSpec { spec_json: object.spec().to_string() };
         let message = OperatorMessage { message: Some(Down::Spec(spec)) };
         match tokio::time::timeout(STEP, self.session.outbox.send(Ok(message))).await {
             Ok(Ok(())) => {
+                self.cluster.sessions.told(self.host.as_str(), term);
                 self.sent = Some(object.spec().clone());
                 Ok(())
             }

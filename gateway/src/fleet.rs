@@ -17,7 +17,7 @@ use crate::table::Table;
 
 /// The workers, and how they are.
 pub struct Fleet {
-    credentials: Credentials,
+    credentials: watch::Receiver<Credentials>,
     bounds: Bounds,
     clock: Clock,
     changed: watch::Sender<u64>,
@@ -45,9 +45,9 @@ impl Drop for Fleet {
 }
 
 impl Fleet {
-    /// A fleet without workers. Must be called inside a runtime.
+    /// A fleet without workers; new connections use the newest `credentials`. Must be called inside a runtime.
     #[must_use]
-    pub fn new(credentials: Credentials, bounds: Bounds) -> Arc<Self> {
+    pub fn new(credentials: watch::Receiver<Credentials>, bounds: Bounds) -> Arc<Self> {
         Arc::new_cyclic(|fleet| {
             let fleet: &std::sync::Weak<Self> = fleet;
             let watcher = fleet.clone();

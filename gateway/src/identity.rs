@@ -1,12 +1,22 @@
 //! Who this gateway is: joined once by token, and known by its certificate from then on.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use tandem_control_api::Role;
+use tandem_control_api::agents_client::AgentsClient;
+use tandem_control_api::{CertifyRequest, Role};
 use tandem_pki::{
-    BadToken, Credentials, CredentialsError, EnrollError, Enrollment, Identity, JoinToken, join,
+    AuthorityError, BadToken, Credentials, CredentialsError, EnrollError, Enrollment, Identity, JoinToken,
+    KeyAndRequest, join,
 };
 use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tonic::transport::Endpoint;
+
+/// How often the certificate's age is looked at. It is renewed at a third of 90 days: an hour is nothing.
+const LOOK_AT_AGE: Duration = Duration::from_secs(3600);
+const CERTIFY_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a first start needs.
 #[derive(Clone, Debug)]
@@ -89,4 +99,67 @@ async fn first_start(dir: &Path, how: &Join) -> Result<Credentials, IdentityErro
         }
     }
     Err(last)
+}
+
+/// Why the certificate is still the old one.
+#[derive(Debug, Error)]
+enum RenewalError {
+    #[error("the certificate's age can't be told, or the new one can't be saved")]
+    Credentials(#[from] CredentialsError),
+    #[error("no key could be made")]
+    Key(#[from] AuthorityError),
+    #[error("no operator can be reached")]
+    Unreachable(#[from] tonic::transport::Error),
+    #[error("the operator does not answer")]
+    NoAnswer,
+    #[error("the operator refused: {0}")]
+    Refused(String),
+}
+
+/// Renews the certificate at a third of its life, for ever: saves the new one in `dir`, and gives it to who makes new
+/// connections. Without an operator it tries again later; what is left of the old one, 60 days, bounds how long.
+pub async fn keep_renewed(dir: PathBuf, operators: Vec<String>, current: watch::Sender<Credentials>) {
+    let mut ages = tokio::time::interval(LOOK_AT_AGE);
+    loop {
+        ages.tick().await;
+        for operator in &operators {
+            let old = current.borrow().clone();
+            match renew(&dir, operator, &old).await {
+                Ok(None) => break,
+                Ok(Some(new)) => {
+                    tracing::info!("the certificate was renewed");
+                    current.send_replace(new);
+                    break;
+                }
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    tracing::warn!(operator, "the certificate was not renewed: {error:#}");
+                }
+            }
+        }
+    }
+}
+
+async fn renew(dir: &Path, operator: &str, old: &Credentials) -> Result<Option<Credentials>, RenewalError> {
+    if !old.wants_renewal(SystemTime::now())? {
+        return Ok(None);
+    }
+    let name = match old.identity()? {
+        Identity::Gateway(name) => name.to_string(),
+        _ => return Ok(None),
+    };
+    let own = KeyAndRequest::generate()?;
+    let request =
+        CertifyRequest { role: Role::Gateway.into(), name, csr_pem: own.csr_pem, addresses: Vec::new() };
+    let operator =
+        Endpoint::from_shared(operator.to_owned())?.tls_config(old.client_tls(&Identity::Operator))?;
+    let asked = async {
+        let mut client = AgentsClient::new(operator.connect().await?);
+        client.certify(request).await.map_err(|status| RenewalError::Refused(status.message().to_owned()))
+    };
+    let answer = timeout(CERTIFY_WITHIN, asked).await.map_err(|_| RenewalError::NoAnswer)??.into_inner();
+    let new =
+        Credentials { certificate_pem: answer.certificate_pem, key_pem: own.key_pem, ca_pem: answer.ca_pem };
+    new.save(dir)?;
+    Ok(Some(new))
 }

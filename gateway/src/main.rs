@@ -11,10 +11,13 @@ use anyhow::Context;
 use clap::Parser;
 use tandem_gateway::{
     Fleet, Gateway, HealthBounds, Join, Operator, Policy, RoutesFile, Table, follow_routes, identity,
+    keep_renewed,
 };
 use tandem_openai::{Backend, Bounds, Limits, router, serve};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 /// How long cancels may take after the last client was let go.
@@ -90,14 +93,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         None => args.join_token,
     };
     let join = Join { operators: args.operator.clone(), token, name: args.name };
-    let credentials = identity(&args.data_dir.join("identity"), &join).await?;
+    let dir = args.data_dir.join("identity");
+    let credentials = watch::Sender::new(identity(&dir, &join).await?);
 
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("can't listen on {}: choose another --listen", args.listen))?;
     let address = listener.local_addr()?;
 
-    let fleet = Fleet::new(credentials.clone(), HealthBounds::default());
+    let fleet = Fleet::new(credentials.subscribe(), HealthBounds::default());
     let file = RoutesFile::new(&args.data_dir);
     match file.load() {
         Ok(Some(table)) => fleet.apply(Table::parse(table)),
@@ -105,11 +109,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
     }
     let operator = Operator {
-        urls: args.operator,
-        credentials,
+        urls: args.operator.clone(),
+        credentials: credentials.subscribe(),
         advertise: args.advertise.unwrap_or_else(|| format!("http://{address}")),
     };
-    let following = tokio::spawn(follow_routes(operator, fleet.clone(), file));
+    let mut upkeep = JoinSet::new();
+    upkeep.spawn(follow_routes(operator, fleet.clone(), file));
+    upkeep.spawn(keep_renewed(dir, args.operator, credentials));
 
     let policy = Policy {
         deadline: Duration::from_secs(args.request_seconds),
@@ -130,7 +136,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         tracing::info!("told to stop; streams may finish");
     })
     .await;
-    following.abort();
+    upkeep.abort_all();
     gateway.settle(SETTLE).await;
     Ok(())
 }

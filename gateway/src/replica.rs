@@ -33,7 +33,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// A worker that this gateway may ask.
 pub(crate) struct Replica {
     route: ReplicaRoute,
-    credentials: Credentials,
+    credentials: watch::Receiver<Credentials>,
     bounds: Bounds,
     clock: Clock,
     changed: watch::Sender<u64>,
@@ -62,7 +62,7 @@ impl Drop for Running {
 impl Replica {
     pub(crate) fn new(
         route: ReplicaRoute,
-        credentials: Credentials,
+        credentials: watch::Receiver<Credentials>,
         bounds: Bounds,
         clock: Clock,
         changed: watch::Sender<u64>,
@@ -188,8 +188,9 @@ impl Replica {
     }
 
     async fn connect(&self) -> Result<Client, tonic::transport::Error> {
+        let tls = self.credentials.borrow().client_tls_for(&self.route.server_name);
         let channel = Endpoint::from_shared(format!("https://{}", self.route.address))?
-            .tls_config(self.credentials.client_tls_for(&self.route.server_name))?
+            .tls_config(tls)?
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .tcp_nodelay(true)

@@ -12,6 +12,7 @@ use tandem_control_api::gateways_client::GatewaysClient;
 use tandem_control_api::{Protocol, RouteTable, RoutesRequest};
 use tandem_pki::{Credentials, Identity};
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
@@ -99,8 +100,8 @@ impl RoutesFile {
 pub struct Operator {
     /// Operators, `https://HOST:PORT` each; any of them will do.
     pub urls: Vec<String>,
-    /// Who we are.
-    pub credentials: Credentials,
+    /// Who we are, newest.
+    pub credentials: watch::Receiver<Credentials>,
     /// Where clients reach this gateway.
     pub advertise: String,
 }
@@ -136,9 +137,10 @@ async fn listen(
     file: &RoutesFile,
     heard: &mut bool,
 ) -> String {
+    let tls = operator.credentials.borrow().client_tls(&Identity::Operator);
     let channel = async {
         Endpoint::from_shared(url.to_owned())?
-            .tls_config(operator.credentials.client_tls(&Identity::Operator))?
+            .tls_config(tls)?
             .connect_timeout(CONNECT_WITHIN)
             // A cable that was pulled says nothing by itself.
             .http2_keep_alive_interval(PING_EVERY)

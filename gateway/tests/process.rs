@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,6 +22,8 @@ use support::client::{ask, body};
 use support::operator::Operator;
 use support::worker::{Pause, Script, Worker};
 use support::{authority, soon, table};
+use tandem_gateway::keep_renewed;
+use tandem_pki::{Credentials, Identity};
 
 /// A gateway as a process of its own.
 struct Gateway {
@@ -128,6 +131,26 @@ async fn models(url: &str) {
         }
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_certificate_past_a_third_of_its_life_is_renewed_and_kept() {
+    let authority = Arc::new(authority());
+    let operator = Operator::start(&authority, table(&[]));
+    let edge = Identity::gateway("edge").unwrap();
+    // Certificates begin an hour back, so that more than a third of this one is over.
+    let soon_over = Duration::from_secs(1800);
+    let old = authority.credentials(&edge, &[], SystemTime::now(), soon_over).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let current = tokio::sync::watch::Sender::new(old);
+    let mut changed = current.subscribe();
+    let renewing = tokio::spawn(keep_renewed(data.path().to_owned(), vec![operator.url()], current));
+    soon(changed.changed()).await.unwrap();
+    let new = changed.borrow().clone();
+    assert_eq!(new.identity().unwrap(), edge);
+    assert!(!new.wants_renewal(SystemTime::now()).unwrap());
+    assert_eq!(Credentials::load(data.path()).unwrap().certificate_pem, new.certificate_pem);
+    renewing.abort();
 }
 
 #[test]

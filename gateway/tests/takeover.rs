@@ -289,6 +289,26 @@ async fn refusals_of_workers_become_the_clients_or_another_workers() {
     site.finish().await;
 }
 
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_up_its_own_stream_only() {
+    let site = Site::start([Script::default()]).await;
+    let mut slow = ask(&site.url, body(1_000_000)).await;
+    slow.tokens(1).await;
+    // From here on it reads nothing, and its worker comes to a halt.
+    let mut spoken = site.workers[0].spoken();
+    loop {
+        ask(&site.url, body(TOKENS)).await.end().await.assert_undisturbed(TOKENS);
+        let now = site.workers[0].spoken();
+        if now == spoken + TOKENS as u64 {
+            break;
+        }
+        spoken = now;
+    }
+    assert!(spoken < 500_000, "{spoken} tokens were made for somebody who does not read");
+    drop(slow);
+    site.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_streams_survive_a_kill_with_nothing_lost_or_doubled() {
     let mut site = Site::start([pausing(Pause::Before(20)); 3]).await;

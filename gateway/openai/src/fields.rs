@@ -95,7 +95,9 @@ impl Fields {
     }
 
     pub(crate) fn wrong(&self, name: &str, expected: &str, found: &Value) -> ApiError {
-        self.error(name, format!("`{}{name}` must be {expected}, not {}", self.path, kind(found)))
+        let found =
+            if let Value::Number(number) = found { number.to_string() } else { kind(found).to_owned() };
+        self.error(name, format!("`{}{name}` must be {expected}, not {found}", self.path))
     }
 
     pub(crate) fn error(&self, name: &str, message: String) -> ApiError {

@@ -77,6 +77,7 @@ impl Site {
             .collect();
         let edge = Identity::gateway("edge").unwrap();
         let credentials = authority.credentials(&edge, &[], SystemTime::now(), HOST_LIFETIME).unwrap();
+        let credentials = tokio::sync::watch::Sender::new(credentials).subscribe();
         let fleet = Fleet::new(credentials, HealthBounds::default());
         fleet.apply(Table::parse(table(&workers)));
         soon(fleet.serving(workers.len())).await;

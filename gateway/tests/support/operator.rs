@@ -1,13 +1,16 @@
-//! An operator of two services: joining by one token, and a route table.
+//! An operator of three services: joining by one token, renewal, and a route table.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::stream::{self, BoxStream, StreamExt};
+use tandem_control_api::agents_server::{Agents, AgentsServer};
 use tandem_control_api::enrollment_server::{Enrollment, EnrollmentServer};
 use tandem_control_api::gateways_server::{Gateways, GatewaysServer};
-use tandem_control_api::{Certificate, JoinRequest, RouteTable, RoutesRequest};
+use tandem_control_api::{
+    AgentMessage, Certificate, CertifyRequest, JoinRequest, OperatorMessage, RouteTable, RoutesRequest,
+};
 use tandem_pki::{
     CertificateAuthority, ClientCertificates, HOST_LIFETIME, Identity, JoinToken, OPERATOR_LIFETIME,
     peer_identity,
@@ -15,7 +18,7 @@ use tandem_pki::{
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
 use tonic::transport::Server;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 pub struct Operator {
     pub address: SocketAddr,
@@ -42,6 +45,7 @@ impl Operator {
             Server::builder()
                 .tls_config(own.server_tls(ClientCertificates::Optional))
                 .unwrap()
+                .add_service(AgentsServer::new(Renewals(desk.authority.clone())))
                 .add_service(EnrollmentServer::new(desk))
                 .add_service(GatewaysServer::new(routes))
                 .serve_with_incoming(TcpListenerStream::new(listener))
@@ -101,5 +105,31 @@ impl Gateways for Routes {
         let tables = WatchStream::new(self.tables.subscribe()).map(Ok);
         // The watch's sender lives as long as the operator: the stream ends with it.
         Ok(Response::new(tables.chain(stream::pending()).boxed()))
+    }
+}
+
+struct Renewals(Arc<CertificateAuthority>);
+
+#[tonic::async_trait]
+impl Agents for Renewals {
+    type SessionStream = BoxStream<'static, Result<OperatorMessage, Status>>;
+
+    async fn session(
+        &self,
+        _: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        Err(Status::unimplemented("gateways have no session"))
+    }
+
+    async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
+        let caller = peer_identity(&request)?;
+        let request = request.into_inner();
+        assert_eq!(caller, Identity::gateway(&request.name).unwrap());
+        let issued = self.0.sign(&request.csr_pem, &caller, &[], SystemTime::now(), HOST_LIFETIME).unwrap();
+        Ok(Response::new(Certificate {
+            certificate_pem: issued.certificate_pem,
+            ca_pem: issued.ca_pem,
+            not_after: issued.not_after,
+        }))
     }
 }

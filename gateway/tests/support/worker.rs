@@ -87,6 +87,7 @@ fn token(digest: PrefixDigest, choice: u32, salt: u32) -> u32 {
 struct Shared {
     script: Script,
     ticks: AtomicU64,
+    spoken: AtomicU64,
     /// Attempts that reached the pause.
     reached: watch::Sender<usize>,
     released: watch::Sender<bool>,
@@ -116,6 +117,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             script,
             ticks: AtomicU64::new(0),
+            spoken: AtomicU64::new(0),
             reached: watch::Sender::new(0),
             released: watch::Sender::new(false),
             frozen: watch::Sender::new(false),
@@ -185,6 +187,11 @@ impl Worker {
     /// Attempts that it took so far.
     pub fn served(&self) -> usize {
         *self.shared.served.borrow()
+    }
+
+    /// Frames of all attempts.
+    pub fn spoken(&self) -> u64 {
+        self.shared.spoken.load(Ordering::Relaxed)
     }
 
     pub async fn has_served(&self, count: usize) {
@@ -300,6 +307,7 @@ impl Voice {
     fn frame(&mut self, index: u32) -> Event {
         let id = token(self.digest, self.id.choice, self.shared.script.salt);
         let digest = self.digest;
+        self.shared.spoken.fetch_add(1, Ordering::Relaxed);
         self.ids.push(id);
         self.digest = digest.then(id);
         Event::Frame(Frame {

@@ -77,10 +77,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         drop(site);
         say("Everything is stopped and removed.");
     }
+    let verdict = verdict(&figures);
     if options.json {
         println!("{}", serde_json::to_string(&figures)?);
     }
-    verdict(&figures)
+    verdict
 }
 
 fn show(site: &mut Site) -> Result<Figures> {

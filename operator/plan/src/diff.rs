@@ -25,7 +25,11 @@ pub(crate) fn diff(world: &World, decisions: &[Decision]) -> Diff {
     for (index, host) in world.hosts.iter().enumerate() {
         if host.spec.term < world.term {
             draft.specs[index].term = world.term;
-            draft.step(index, Action::Lead { term: world.term }, "a new leader fences earlier ones out".to_owned());
+            draft.step(
+                index,
+                Action::Lead { term: world.term },
+                "a new leader fences earlier ones out".to_owned(),
+            );
         }
     }
     for copy in &world.orphans {
@@ -82,7 +86,8 @@ impl<'a> Draft<'a> {
     }
 
     fn deployment(&mut self, wanted: &Wanted, decision: &Decision) {
-        let changed = |index: usize| decision.stop.iter().chain(&decision.replace).any(|(other, _)| *other == index);
+        let changed =
+            |index: usize| decision.stop.iter().chain(&decision.replace).any(|(other, _)| *other == index);
         if let Model::Resolved(resolved) = wanted.model {
             for (index, copy) in wanted.copies.iter().enumerate() {
                 let running = copy.workload;
@@ -92,8 +97,13 @@ impl<'a> Draft<'a> {
                 let revised = roll::workload(wanted, resolved, running.id.clone(), running.epoch);
                 if revised != *running {
                     self.put(copy.host, revised);
-                    let action = Action::Revise { deployment: wanted.key.clone(), workload: running.id.clone() };
-                    self.step(copy.host, action, "its source, sampling or size changed, which needs no start".to_owned());
+                    let action =
+                        Action::Revise { deployment: wanted.key.clone(), workload: running.id.clone() };
+                    self.step(
+                        copy.host,
+                        action,
+                        "its source, sampling or size changed, which needs no start".to_owned(),
+                    );
                 }
             }
             for (index, reason) in &decision.replace {
@@ -180,7 +190,8 @@ fn workload_id(namespace: &str, name: &str, number: u64) -> String {
     if whole.len() + tail.len() <= MAX_ID {
         return whole + &tail;
     }
-    let hash = whole.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash =
+        whole.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let tail = format!("-{hash:08x}{tail}");
     let head: String = whole.chars().take(MAX_ID - tail.len()).collect();
     format!("{}{tail}", head.trim_end_matches('-'))

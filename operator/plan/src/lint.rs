@@ -49,7 +49,11 @@ impl Lint<'_> {
     }
 
     fn stored(&self, host: &str) -> Option<&InferenceHostSpec> {
-        self.state.hosts.iter().find(|stored| stored.metadata.name.as_deref() == Some(host)).map(|stored| &stored.spec)
+        self.state
+            .hosts
+            .iter()
+            .find(|stored| stored.metadata.name.as_deref() == Some(host))
+            .map(|stored| &stored.spec)
     }
 
     fn after(&self, host: &str) -> Option<&InferenceHostSpec> {
@@ -68,24 +72,33 @@ impl Lint<'_> {
             };
             let (old, mut findings) = (old.clone(), Vec::new());
             if spec.term != self.state.term {
-                findings.push(format!("{host} gets term {} instead of the leader's {}", spec.term, self.state.term));
+                findings.push(format!(
+                    "{host} gets term {} instead of the leader's {}",
+                    spec.term, self.state.term
+                ));
             }
             if spec.workloads != old.workloads && spec.generation <= old.generation {
                 findings.push(format!("{host} changes without a higher generation"));
             }
             if spec.unschedulable != old.unschedulable || spec.drain != old.drain {
-                findings.push(format!("{host} is cordoned, uncordoned or drained by a plan; that is for people"));
+                findings
+                    .push(format!("{host} is cordoned, uncordoned or drained by a plan; that is for people"));
             }
             for workload in &spec.workloads {
                 match old.workloads.iter().find(|other| other.id == workload.id) {
                     Some(before) if workload.epoch < before.epoch => {
-                        findings.push(format!("{} on {host} goes back to epoch {}", workload.id, workload.epoch));
+                        findings
+                            .push(format!("{} on {host} goes back to epoch {}", workload.id, workload.epoch));
                     }
                     Some(before) if workload.epoch == before.epoch => {
-                        let same = (&workload.files, &workload.quant, workload.context_tokens, workload.pool_tokens)
-                            == (&before.files, &before.quant, before.context_tokens, before.pool_tokens);
+                        let same =
+                            (&workload.files, &workload.quant, workload.context_tokens, workload.pool_tokens)
+                                == (&before.files, &before.quant, before.context_tokens, before.pool_tokens);
                         if !same || workload.kv_cache != before.kv_cache || workload.model != before.model {
-                            findings.push(format!("{} on {host} becomes another under the same epoch", workload.id));
+                            findings.push(format!(
+                                "{} on {host} becomes another under the same epoch",
+                                workload.id
+                            ));
                         }
                     }
                     _ => {}
@@ -107,7 +120,12 @@ impl Lint<'_> {
             };
             let (old_ids, new_ids) = (ids(old), ids(new));
             let mut expected: BTreeSet<String> = BTreeSet::new();
-            expected.extend(new_ids.iter().filter(|(id, epoch)| old_ids.get(*id) != Some(epoch)).map(|(id, _)| id.clone()));
+            expected.extend(
+                new_ids
+                    .iter()
+                    .filter(|(id, epoch)| old_ids.get(*id) != Some(epoch))
+                    .map(|(id, _)| id.clone()),
+            );
             expected.extend(old_ids.keys().filter(|id| !new_ids.contains_key(*id)).cloned());
             let stated: BTreeSet<String> = self
                 .plan
@@ -115,17 +133,24 @@ impl Lint<'_> {
                 .iter()
                 .filter(|step| step.host == host)
                 .filter_map(|step| match &step.action {
-                    Action::Start { workload, .. } | Action::Replace { workload, .. } | Action::Stop { workload, .. } => {
-                        Some(workload.clone())
-                    }
+                    Action::Start { workload, .. }
+                    | Action::Replace { workload, .. }
+                    | Action::Stop { workload, .. } => Some(workload.clone()),
                     Action::Lead { .. } | Action::Revise { .. } => None,
                 })
                 .collect();
             if expected != stated {
-                findings.push(format!("steps on {host} are for {stated:?}, but its spec changes {expected:?}"));
+                findings
+                    .push(format!("steps on {host} are for {stated:?}, but its spec changes {expected:?}"));
             }
         }
-        findings.extend(self.plan.steps.iter().filter(|step| step.reason.is_empty()).map(|step| format!("no reason: {step}")));
+        findings.extend(
+            self.plan
+                .steps
+                .iter()
+                .filter(|step| step.reason.is_empty())
+                .map(|step| format!("no reason: {step}")),
+        );
         findings.into_iter().for_each(|finding| self.find(finding));
     }
 
@@ -155,9 +180,11 @@ impl Lint<'_> {
                     stored.metadata.name.as_ref() == Some(&deployment.name)
                         && stored.metadata.namespace.as_ref() == Some(&deployment.namespace)
                 });
-                let labels = self.state.hosts.iter().find(|host| host.metadata.name.as_ref() == Some(&step.host));
+                let labels =
+                    self.state.hosts.iter().find(|host| host.metadata.name.as_ref() == Some(&step.host));
                 let labels = labels.and_then(|host| host.metadata.labels.clone()).unwrap_or_default();
-                let selector = stored.and_then(|stored| stored.spec.placement.host_selector.clone()).unwrap_or_default();
+                let selector =
+                    stored.and_then(|stored| stored.spec.placement.host_selector.clone()).unwrap_or_default();
                 if selector.match_labels.iter().any(|(key, value)| labels.get(key) != Some(value)) {
                     findings.push(format!("{step}: the host does not match the selector"));
                 }
@@ -189,7 +216,9 @@ impl Lint<'_> {
             let mut before = 0;
             let mut after = 0;
             for host in self.host_names() {
-                let Some(HostObservation::Known(report)) = self.observation.hosts.get(&host) else { continue };
+                let Some(HostObservation::Known(report)) = self.observation.hosts.get(&host) else {
+                    continue;
+                };
                 let (Some(old), Some(new)) = (self.stored(&host), self.after(&host)) else { continue };
                 let own = |workload: &&tandem_crds::WorkloadSpec| {
                     deployment.metadata.name.as_ref() == Some(&workload.deployment.name)
@@ -197,10 +226,14 @@ impl Lint<'_> {
                 };
                 for workload in old.workloads.iter().filter(own) {
                     let serves = report.workloads.iter().any(|status| {
-                        (&status.id, status.epoch) == (&workload.id, workload.epoch) && status.state == WorkloadState::Ready
+                        (&status.id, status.epoch) == (&workload.id, workload.epoch)
+                            && status.state == WorkloadState::Ready
                     });
                     before += u32::from(serves);
-                    let kept = new.workloads.iter().any(|other| (&other.id, other.epoch) == (&workload.id, workload.epoch));
+                    let kept = new
+                        .workloads
+                        .iter()
+                        .any(|other| (&other.id, other.epoch) == (&workload.id, workload.epoch));
                     after += u32::from(serves && kept);
                 }
             }
@@ -217,7 +250,8 @@ impl Lint<'_> {
     fn silent_hosts_are_given_time(&mut self) {
         let mut findings = Vec::new();
         for deployment in &self.state.deployments {
-            let patience = SignedDuration::from_secs(i64::from(deployment.spec.redundancy.replace_after_seconds));
+            let patience =
+                SignedDuration::from_secs(i64::from(deployment.spec.redundancy.replace_after_seconds));
             for (host, seen) in &self.observation.hosts {
                 let HostObservation::Unknown { since } = seen else { continue };
                 let (Some(old), Some(new)) = (self.stored(host), self.after(host)) else { continue };
@@ -226,9 +260,11 @@ impl Lint<'_> {
                     deployment.metadata.name.as_ref() == Some(&workload.deployment.name)
                         && deployment.metadata.namespace.as_ref() == Some(&workload.deployment.namespace)
                 };
-                let dropped = old.workloads.iter().filter(own).any(|workload| !new.workloads.contains(workload));
+                let dropped =
+                    old.workloads.iter().filter(own).any(|workload| !new.workloads.contains(workload));
                 let blamed = |step: &&crate::output::Step| {
-                    matches!(step.action, Action::Start { .. }) && step.reason.contains(&format!("host {host} is silent"))
+                    matches!(step.action, Action::Start { .. })
+                        && step.reason.contains(&format!("host {host} is silent"))
                 };
                 let moved = self.plan.steps.iter().filter(blamed).any(|step| {
                     step.deployment().is_some_and(|of| Some(&of.name) == deployment.metadata.name.as_ref())
@@ -259,11 +295,17 @@ impl Lint<'_> {
                             && matches!(status.state, WorkloadState::Ready | WorkloadState::Draining)
                     };
                     if !report.workloads.iter().any(answers) {
-                        findings.push(format!("{} on {} is routed to but does not answer", replica.workload, replica.host));
+                        findings.push(format!(
+                            "{} on {} is routed to but does not answer",
+                            replica.workload, replica.host
+                        ));
                     }
                 }
                 if seen.is_none() {
-                    findings.push(format!("{} on {} is routed to but was never seen", replica.workload, replica.host));
+                    findings.push(format!(
+                        "{} on {} is routed to but was never seen",
+                        replica.workload, replica.host
+                    ));
                 }
             }
         }
@@ -280,7 +322,8 @@ impl Lint<'_> {
     fn statuses_are_whole(&mut self) {
         let mut findings = Vec::new();
         for (key, status) in &self.plan.statuses {
-            let types: Vec<&str> = status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+            let types: Vec<&str> =
+                status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
             if types != ["Ready", "Redundant", "Degraded", "Reconciling", "Stalled"] {
                 findings.push(format!("{key} has the conditions {types:?}"));
             }

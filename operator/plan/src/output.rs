@@ -85,9 +85,10 @@ impl Step {
     pub fn deployment(&self) -> Option<&DeploymentRef> {
         match &self.action {
             Action::Lead { .. } => None,
-            Action::Start { deployment, .. } | Action::Replace { deployment, .. } | Action::Revise { deployment, .. } | Action::Stop { deployment, .. } => {
-                Some(deployment)
-            }
+            Action::Start { deployment, .. }
+            | Action::Replace { deployment, .. }
+            | Action::Revise { deployment, .. }
+            | Action::Stop { deployment, .. } => Some(deployment),
         }
     }
 }
@@ -97,8 +98,12 @@ impl fmt::Display for Step {
         let Self { host, reason, .. } = self;
         match &self.action {
             Action::Lead { term } => write!(f, "lead {host} in term {term}: {reason}"),
-            Action::Start { workload, epoch, .. } => write!(f, "start {workload}@{epoch} on {host}: {reason}"),
-            Action::Replace { workload, epoch, .. } => write!(f, "replace {workload}@{epoch} on {host}: {reason}"),
+            Action::Start { workload, epoch, .. } => {
+                write!(f, "start {workload}@{epoch} on {host}: {reason}")
+            }
+            Action::Replace { workload, epoch, .. } => {
+                write!(f, "replace {workload}@{epoch} on {host}: {reason}")
+            }
             Action::Revise { workload, .. } => write!(f, "revise {workload} on {host}: {reason}"),
             Action::Stop { workload, .. } => write!(f, "stop {workload} on {host}: {reason}"),
         }
@@ -160,7 +165,9 @@ pub struct Replica {
 
 /// Another operator leads.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("host {host} carries term {term}, but this operator's is {own}: another one leads, so this one stops planning")]
+#[error(
+    "host {host} carries term {term}, but this operator's is {own}: another one leads, so this one stops planning"
+)]
 pub struct Outranked {
     /// Where it was seen.
     pub host: String,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::{
-    DeploymentRef, Drain, InferenceDeployment, InferenceDeploymentSpec, InferenceDeploymentStatus, InferenceHostSpec,
-    InferenceHostStatus, WorkloadSpec, WorkloadState, WorkloadStatus,
+    DeploymentRef, Drain, InferenceDeployment, InferenceDeploymentSpec, InferenceDeploymentStatus,
+    InferenceHostSpec, InferenceHostStatus, WorkloadSpec, WorkloadState, WorkloadStatus,
 };
 
 use crate::input::{HostObservation, Model, Observation, State};
@@ -123,7 +123,9 @@ pub(crate) fn world<'a>(
         static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
         let (presence, report) = match observation.hosts.get(name) {
             Some(HostObservation::Known(report)) => (Presence::Known, Some(report.as_ref())),
-            Some(HostObservation::Unknown { since }) => (Presence::Silent { since: *since }, host.status.as_ref()),
+            Some(HostObservation::Unknown { since }) => {
+                (Presence::Silent { since: *since }, host.status.as_ref())
+            }
             None => (Presence::Absent, host.status.as_ref()),
         };
         let labels = host.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
@@ -138,7 +140,8 @@ pub(crate) fn world<'a>(
     for (index, host) in hosts.iter().enumerate() {
         for workload in &host.spec.workloads {
             let reported = host.report.filter(|_| host.is_known());
-            let reported = reported.and_then(|report| report.workloads.iter().find(|status| status.id == workload.id));
+            let reported =
+                reported.and_then(|report| report.workloads.iter().find(|status| status.id == workload.id));
             let copy = Copy { host: index, workload, reported };
             match deployments.iter_mut().find(|wanted| wanted.key == workload.deployment) {
                 Some(wanted) => wanted.copies.push(copy),
@@ -179,7 +182,11 @@ fn storm(hosts: &[Host]) -> Option<Storm> {
     silent.sort_unstable();
     let total = hosts.iter().filter(|host| host.presence != Presence::Absent).count();
     let group = |first: &Timestamp| -> Vec<Timestamp> {
-        silent.iter().copied().filter(|since| since >= first && since.duration_since(*first) <= AT_ONCE).collect()
+        silent
+            .iter()
+            .copied()
+            .filter(|since| since >= first && since.duration_since(*first) <= AT_ONCE)
+            .collect()
     };
     let largest = silent.iter().map(group).max_by_key(Vec::len)?;
     let count = largest.len();

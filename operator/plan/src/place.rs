@@ -48,7 +48,8 @@ pub(crate) struct Decision {
 
 /// What there is left to place on: bytes by host and kind of device are one number while copies only run on the CPU.
 struct Room {
-    free: Vec<u64>,
+    /// Negative where more is taken than is offered now, because other programs grew.
+    free: Vec<i128>,
     slots: Vec<usize>,
 }
 
@@ -57,24 +58,28 @@ impl Room {
         let mut room = Self { free: Vec::new(), slots: Vec::new() };
         for (host, (bytes, workloads)) in world.hosts.iter().zip(taken) {
             let offered = host.report.map_or(0, |report| budget(report, &spec.placement.accelerators));
-            room.free.push(offered.saturating_sub(*bytes));
+            room.free.push(i128::from(offered) - i128::from(*bytes));
             room.slots.push(MAX_WORKLOADS.saturating_sub(*workloads));
         }
         room
     }
 
+    fn bytes(&self, host: usize) -> u64 {
+        u64::try_from(self.free[host].max(0)).unwrap_or(u64::MAX)
+    }
+
     fn copies(&self, host: usize, need: u64) -> u32 {
-        let by_bytes = self.free[host].checked_div(need).unwrap_or(0);
+        let by_bytes = self.bytes(host).checked_div(need).unwrap_or(0);
         u32::try_from(by_bytes.min(self.slots[host] as u64)).unwrap_or(u32::MAX)
     }
 
     fn take(&mut self, host: usize, bytes: u64) {
-        self.free[host] = self.free[host].saturating_sub(bytes);
+        self.free[host] -= i128::from(bytes);
         self.slots[host] = self.slots[host].saturating_sub(1);
     }
 
     fn give(&mut self, host: usize, bytes: u64) {
-        self.free[host] = self.free[host].saturating_add(bytes);
+        self.free[host] += i128::from(bytes);
         self.slots[host] += 1;
     }
 }
@@ -191,7 +196,9 @@ impl<'a> One<'a> {
                 (Role::Lost, _) => self.decision.lost.push(index),
                 _ => {}
             }
-            if let (Presence::Silent { since }, true) = (self.world.hosts[copy.host].presence, self.roles[index] != Role::Lost) {
+            if let (Presence::Silent { since }, true) =
+                (self.world.hosts[copy.host].presence, self.roles[index] != Role::Lost)
+            {
                 self.decision.awaited.push((index, since));
             }
         }
@@ -240,7 +247,11 @@ impl<'a> One<'a> {
     /// Counted copies that each host could have.
     fn limits(&self) -> Vec<u32> {
         let more = |host| if self.accepts(host) { self.room.copies(host, self.need) } else { 0 };
-        self.counted.iter().enumerate().map(|(host, here)| here.saturating_add(more(host)).min(self.replicas.max(*here))).collect()
+        self.counted
+            .iter()
+            .enumerate()
+            .map(|(host, here)| here.saturating_add(more(host)).min(self.replicas.max(*here)))
+            .collect()
     }
 
     /// How many copies shall remain after the failures, and how many there shall be now, as far as the hosts allow.
@@ -278,7 +289,9 @@ impl<'a> One<'a> {
                 continue;
             }
             self.room.give(copy.host, copy.workload.memory_bytes);
-            if self.room.copies(copy.host, self.need) > 0 && !self.holds(&self.counted, (self.replicas, self.replicas)) {
+            if self.room.copies(copy.host, self.need) > 0
+                && !self.holds(&self.counted, (self.replicas, self.replicas))
+            {
                 self.room.take(copy.host, self.need);
                 self.counted[copy.host] += 1;
                 self.decision.replace.push((index, self.version_reason()));
@@ -316,7 +329,7 @@ impl<'a> One<'a> {
             copies_here: self.counted[host],
             copies_in_zone: self.counted.iter().enumerate().filter(in_zone).map(|(_, copies)| copies).sum(),
             workloads_here: self.crowd[host],
-            left_over: self.room.free[host] - self.need,
+            left_over: self.room.bytes(host).saturating_sub(self.need),
             name: self.world.hosts[host].name,
         }
     }
@@ -329,7 +342,10 @@ impl<'a> One<'a> {
             let host = &self.world.hosts[self.wanted.copies[*index].host];
             if let Presence::Silent { since } = host.presence {
                 let seconds = self.world.now.duration_since(since).as_secs();
-                causes.push(format!("host {} is silent for {seconds} s, so its copy is placed elsewhere", host.name));
+                causes.push(format!(
+                    "host {} is silent for {seconds} s, so its copy is placed elsewhere",
+                    host.name
+                ));
             }
         }
         for role in &self.roles {
@@ -367,18 +383,24 @@ impl<'a> One<'a> {
             let serves = without.iter().sum::<u32>() >= self.replicas;
             let (may_go, reason) = match &self.roles[index] {
                 Role::Counted => continue,
-                Role::Lost => (self.has_promise(&without), format!("host {} is lost, and others serve in its place", host.name)),
+                Role::Lost => (
+                    self.has_promise(&without),
+                    format!("host {} is lost, and others serve in its place", host.name),
+                ),
                 // The best that is possible without the leaving hosts must be reached; that may be less than the promise.
-                Role::Leaving(reason) => {
-                    (!copy.is_ready() && host.is_known() || serves && self.holds(&without, goal), reason.clone())
-                }
+                Role::Leaving(reason) => (
+                    !copy.is_ready() && host.is_known() || serves && self.holds(&without, goal),
+                    reason.clone(),
+                ),
                 Role::Outdated => (self.has_promise(&without), self.version_reason()),
             };
             if may_go {
                 self.decision.stop.push((index, reason));
             } else if self.roles[index] != Role::Lost {
                 let waits = if without.iter().sum::<u32>() == 0 {
-                    format!("{reason}; it goes once another copy is ready, since it is the last one that serves")
+                    format!(
+                        "{reason}; it goes once another copy is ready, since it is the last one that serves"
+                    )
                 } else {
                     format!("{reason}; it goes once others are ready that hold what is promised")
                 };
@@ -392,7 +414,9 @@ impl<'a> One<'a> {
         loop {
             let candidates = (0..self.wanted.copies.len()).filter(|index| {
                 let done = |(other, _): &(usize, String)| other == index;
-                self.roles[*index] == Role::Counted && !self.decision.stop.iter().any(done) && self.is_surplus(*index, goal)
+                self.roles[*index] == Role::Counted
+                    && !self.decision.stop.iter().any(done)
+                    && self.is_surplus(*index, goal)
             });
             let Some(index) = candidates.min_by_key(|index| self.dispensable(*index)) else { return };
             self.counted[self.wanted.copies[index].host] -= 1;
@@ -424,20 +448,30 @@ impl<'a> One<'a> {
         let outdated: Vec<usize> = (0..self.wanted.copies.len())
             .filter(|index| {
                 let done = |(other, _): &(usize, String)| other == index;
-                self.roles[*index] == Role::Outdated && !self.decision.stop.iter().any(done) && !self.decision.replace.iter().any(done)
+                self.roles[*index] == Role::Outdated
+                    && !self.decision.stop.iter().any(done)
+                    && !self.decision.replace.iter().any(done)
             })
             .collect();
         let quiet = self.decision.start.is_empty() && self.decision.replace.is_empty();
-        let counted_ready = self.wanted.copies.iter().zip(&self.roles).all(|(copy, role)| *role != Role::Counted || copy.is_ready());
+        let counted_ready = self
+            .wanted
+            .copies
+            .iter()
+            .zip(&self.roles)
+            .all(|(copy, role)| *role != Role::Counted || copy.is_ready());
         if outdated.is_empty() || !quiet || !counted_ready || self.has_promise(&self.counted) {
             return;
         }
         let fits = |index: &usize| {
             let copy = &self.wanted.copies[*index];
-            let freed = self.room.free[copy.host].saturating_add(copy.workload.memory_bytes);
-            self.world.hosts[copy.host].is_known() && freed >= self.need
+            let freed = self.room.free[copy.host] + i128::from(copy.workload.memory_bytes);
+            self.world.hosts[copy.host].is_known() && freed >= i128::from(self.need)
         };
-        let Some(index) = outdated.into_iter().filter(fits).min_by_key(|index| self.dispensable(*index)) else { return };
+        let Some(index) = outdated.into_iter().filter(fits).min_by_key(|index| self.dispensable(*index))
+        else {
+            return;
+        };
         if self.ready(Some(index)).iter().sum::<u32>() == 0 {
             self.decision.blocked = Some(format!(
                 "generation {} needs room for a second copy beside the only one that serves; add a host, or scale to 0 and \
@@ -449,12 +483,15 @@ impl<'a> One<'a> {
         let copy = &self.wanted.copies[index];
         self.counted[copy.host] += 1;
         self.decision.waiting.retain(|(other, _)| *other != index);
-        self.decision.replace.push((index, format!("{}, and there is no room beside it", self.version_reason())));
+        self.decision
+            .replace
+            .push((index, format!("{}, and there is no room beside it", self.version_reason())));
     }
 
     /// Says what is missing, unless it is only a matter of time.
     fn explain(&mut self) {
-        let rolling = self.roles.iter().any(|role| *role == Role::Outdated) && self.decision.blocked.is_none();
+        let rolling =
+            self.roles.iter().any(|role| *role == Role::Outdated) && self.decision.blocked.is_none();
         if self.has_promise(&self.counted) || rolling && self.counted.iter().sum::<u32>() > 0 {
             return;
         }
@@ -463,7 +500,7 @@ impl<'a> One<'a> {
             wanted: self.wanted,
             need: self.need,
             limits: &self.limits(),
-            free: &self.room.free,
+            free: &(0..self.world.hosts.len()).map(|host| self.room.bytes(host)).collect::<Vec<_>>(),
         }));
     }
 
@@ -482,7 +519,8 @@ impl<'a> One<'a> {
 /// Why a host may not run a deployment, if it may not.
 pub(crate) fn mismatch(host: &Host, spec: &InferenceDeploymentSpec) -> Option<String> {
     let selector = spec.placement.host_selector.as_ref()?;
-    let (key, value) = selector.match_labels.iter().find(|(key, value)| host.labels.get(*key) != Some(value))?;
+    let (key, value) =
+        selector.match_labels.iter().find(|(key, value)| host.labels.get(*key) != Some(value))?;
     Some(format!("host {} does not have the label {key}={value}", host.name))
 }
 

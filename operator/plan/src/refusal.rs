@@ -18,7 +18,9 @@ pub(crate) struct Refusal {
 pub(crate) fn unknown_size() -> Refusal {
     Refusal {
         reason: "SizeUnknown",
-        sentence: "what a copy takes is not known, so none is placed; use files whose GGUF headers can be read".to_owned(),
+        sentence:
+            "what a copy takes is not known, so none is placed; use files whose GGUF headers can be read"
+                .to_owned(),
     }
 }
 
@@ -39,11 +41,15 @@ pub(crate) fn explain(case: &Case) -> Refusal {
     let matching: Vec<usize> =
         (0..hosts.len()).filter(|host| mismatch(&hosts[*host], case.wanted.spec).is_none()).collect();
     if hosts.is_empty() {
-        return refuse("NoHosts", "no host has joined; make a token with `tandem join-token` and start an agent with it");
+        return refuse(
+            "NoHosts",
+            "no host has joined; make a token with `tandem join-token` and start an agent with it",
+        );
     }
     let Some(first) = matching.first() else {
         let reason = mismatch(&hosts[0], case.wanted.spec).unwrap_or_default();
-        let sentence = format!("no host matches placement.hostSelector ({reason}); label a host or change the selector");
+        let sentence =
+            format!("no host matches placement.hostSelector ({reason}); label a host or change the selector");
         return refuse("NoHostMatches", &sentence);
     };
     let open: Vec<usize> = matching.iter().copied().filter(|host| hosts[*host].takes_new()).collect();
@@ -77,7 +83,8 @@ fn why_closed(world: &World, host: usize) -> String {
 /// Not even one copy fits anywhere.
 fn too_large(case: &Case, open: &[usize]) -> Refusal {
     let need = human(case.need);
-    let Some(best) = open.iter().copied().max_by_key(|host| (case.free[*host], std::cmp::Reverse(*host))) else {
+    let Some(best) = open.iter().copied().max_by_key(|host| (case.free[*host], std::cmp::Reverse(*host)))
+    else {
         return refuse("DoesNotFit", &format!("a copy needs {need}; add a host with that much free"));
     };
     let host = &case.world.hosts[best];
@@ -88,7 +95,12 @@ fn too_large(case: &Case, open: &[usize]) -> Refusal {
         .iter()
         .filter(|other| other.key != case.wanted.key)
         .filter_map(|other| {
-            let held: u64 = other.copies.iter().filter(|copy| copy.host == best).map(|copy| copy.workload.memory_bytes).sum();
+            let held: u64 = other
+                .copies
+                .iter()
+                .filter(|copy| copy.host == best)
+                .map(|copy| copy.workload.memory_bytes)
+                .sum();
             (held > 0 && free.saturating_add(held) >= case.need)
                 .then(|| format!("{}, which came first, holds {} there", other.key, human(held)))
         })
@@ -112,7 +124,8 @@ fn smaller_pool(case: &Case, free: u64) -> Option<u64> {
     let context = &case.wanted.spec.context;
     let rest = resolved.sizing.total_bytes.checked_sub(resolved.sizing.kv_bytes)?;
     let for_pool = free.checked_sub(rest)?;
-    let tokens = u128::from(for_pool) * u128::from(context.pool()) / u128::from(resolved.sizing.kv_bytes.max(1));
+    let tokens =
+        u128::from(for_pool) * u128::from(context.pool()) / u128::from(resolved.sizing.kv_bytes.max(1));
     let tokens = u64::try_from(tokens).ok()? / 256 * 256;
     (tokens >= u64::from(context.tokens)).then_some(tokens)
 }
@@ -146,9 +159,3 @@ fn too_few(case: &Case) -> Refusal {
 fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
-
-/// Whether a refusal means that nothing serves and only a person can help.
-pub(crate) fn stalls(refusal: &Refusal, counted: u32) -> Option<&'static str> {
-    (counted == 0).then_some(refusal.reason)
-}
-

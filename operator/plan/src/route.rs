@@ -44,20 +44,28 @@ fn replicas(world: &World, wanted: &Wanted) -> Vec<Replica> {
             let Some(replica) = replica(host, wanted, listed, status) else { continue };
             match host.presence {
                 Presence::Known => heard.push(replica),
-                Presence::Silent { since } if world.now.duration_since(since) < OUTLIVES_SILENCE => heard.push(replica),
+                Presence::Silent { since } if world.now.duration_since(since) < OUTLIVES_SILENCE => {
+                    heard.push(replica)
+                }
                 Presence::Silent { .. } => silent.push(replica),
                 Presence::Absent => {}
             }
         }
     }
     // A copy that may answer is better than none that does.
-    let mut replicas = if heard.iter().any(|replica| !replica.draining) { heard } else { [heard, silent].concat() };
+    let mut replicas =
+        if heard.iter().any(|replica| !replica.draining) { heard } else { [heard, silent].concat() };
     replicas.sort();
     replicas
 }
 
 /// A report as a replica of a deployment, if it is one and may be dialled.
-fn replica(host: &Host, wanted: &Wanted, listed: Option<&WorkloadSpec>, status: &WorkloadStatus) -> Option<Replica> {
+fn replica(
+    host: &Host,
+    wanted: &Wanted,
+    listed: Option<&WorkloadSpec>,
+    status: &WorkloadStatus,
+) -> Option<Replica> {
     // A copy that is no longer listed is known by its server name alone; it belongs to whoever's ids are like its own.
     let listed = listed.filter(|workload| workload.deployment == wanted.key);
     let current = listed.is_some_and(|workload| workload.epoch == status.epoch);
@@ -68,9 +76,12 @@ fn replica(host: &Host, wanted: &Wanted, listed: Option<&WorkloadSpec>, status: 
     };
     let quant = match listed {
         Some(workload) => workload.quant.clone(),
-        None => wanted.prior?.placements.iter().find(|placement| {
-            placement.workload == status.id && placement.host == host.name
-        }).map(|_| wanted.spec.quant.clone())?,
+        None => wanted
+            .prior?
+            .placements
+            .iter()
+            .find(|placement| placement.workload == status.id && placement.host == host.name)
+            .map(|_| wanted.spec.quant.clone())?,
     };
     Some(Replica {
         workload: status.id.clone(),
@@ -98,6 +109,11 @@ pub(crate) fn wake_at(world: &World) -> Option<Timestamp> {
                 moments.push(since + wanted.patience());
             }
         }
+    }
+    if let Some(storm) = &world.frozen {
+        moments.extend(
+            world.deployments.iter().map(|wanted| storm.since + wanted.patience().max(OUTLIVES_SILENCE)),
+        );
     }
     moments.into_iter().filter(|moment| *moment > world.now).min()
 }

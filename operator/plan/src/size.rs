@@ -16,7 +16,9 @@ pub(crate) fn budget(report: &InferenceHostStatus, accelerators: &[Accelerator])
         })
     };
     let devices = report.devices.iter().filter(|device| allowed(device.kind));
-    devices.map(|device| device.available_bytes - device.available_bytes / MARGIN).fold(0, u64::saturating_add)
+    devices
+        .map(|device| device.available_bytes - device.available_bytes / MARGIN)
+        .fold(0, u64::saturating_add)
 }
 
 /// Bytes for people, such as `4.2 GiB`.
@@ -40,9 +42,13 @@ mod tests {
 
     #[test]
     fn bytes_are_readable() {
-        for (bytes, text) in
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_572_864, "1.5 MiB"), (402_653_184_000, "375.0 GiB")]
-        {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_572_864, "1.5 MiB"),
+            (402_653_184_000, "375.0 GiB"),
+        ] {
             assert_eq!(human(bytes), text);
         }
     }

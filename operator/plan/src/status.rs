@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::condition::{self, DEGRADED, READY, RECONCILING, REDUNDANT, STALLED};
 use tandem_crds::{
-    Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus, ModelStatus, PlacementStatus, Recovery,
-    WorkloadState,
+    Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus, ModelStatus, PlacementStatus,
+    Recovery, WorkloadState,
 };
 
 use crate::input::{Model, Observation};
@@ -97,11 +97,12 @@ impl<'a> View<'a> {
                 (prior.and_then(|prior| prior.model.clone()), prior.and_then(|prior| prior.sizing))
             }
         };
-        let wanted_copies = if self.replicas == 0 || self.decision.refusal.is_none() && self.decision.counted > 0 {
-            self.decision.counted
-        } else {
-            self.decision.counted.max(self.replicas + self.failures)
-        };
+        let wanted_copies =
+            if self.replicas == 0 || self.decision.refusal.is_none() && self.decision.counted > 0 {
+                self.decision.counted
+            } else {
+                self.decision.counted.max(self.replicas + self.failures)
+            };
         let stalled = self.stalled();
         let conditions = vec![
             self.condition(READY, self.serving()),
@@ -145,10 +146,14 @@ impl<'a> View<'a> {
             return no("ScaledToZero", "replicas is 0, so nothing runs");
         }
         if self.ready > 0 {
-            return yes("Serving", format!("{} serve", copies(self.ready)).replace("copy serve", "copy serves"));
+            return yes(
+                "Serving",
+                format!("{} serve", copies(self.ready)).replace("copy serve", "copy serves"),
+            );
         }
         if self.perhaps > 0 {
-            let message = format!("nobody hears from the hosts of {}; they may still serve", copies(self.perhaps));
+            let message =
+                format!("nobody hears from the hosts of {}; they may still serve", copies(self.perhaps));
             return (ConditionStatus::Unknown, "HostsSilent", message);
         }
         self.trouble()
@@ -172,15 +177,24 @@ impl<'a> View<'a> {
         if let Some((index, since)) = self.decision.awaited.first() {
             let host = self.world.hosts[self.wanted.copies[*index].host].name;
             let until = since.saturating_add(self.wanted.patience()).unwrap_or(Timestamp::MAX);
-            let message =
-                format!("host {host} is silent since {}; its copy is placed elsewhere from {} on", at(*since), at(until));
+            let message = format!(
+                "host {host} is silent since {}; its copy is placed elsewhere from {} on",
+                at(*since),
+                at(until)
+            );
             return no("HostSilent", &message);
         }
-        let unready: Vec<String> =
-            self.wanted.copies.iter().filter(|copy| !copy.is_ready()).map(|copy| self.describe(copy)).collect();
+        let unready: Vec<String> = self
+            .wanted
+            .copies
+            .iter()
+            .filter(|copy| !copy.is_ready())
+            .map(|copy| self.describe(copy))
+            .collect();
         let all_failed = !unready.is_empty() && self.wanted.copies.iter().all(has_failed);
         let reason = if all_failed { "CopiesFailed" } else { "CopiesStarting" };
-        let message = if unready.is_empty() { "copies are about to start".to_owned() } else { unready.join("; ") };
+        let message =
+            if unready.is_empty() { "copies are about to start".to_owned() } else { unready.join("; ") };
         no(reason, &message)
     }
 
@@ -189,7 +203,8 @@ impl<'a> View<'a> {
         let id = &copy.workload.id;
         match copy.current() {
             Some(status) => {
-                let message = status.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default();
+                let message =
+                    status.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default();
                 format!("{id} on {host} is {}{message}", status.state)
             }
             None => format!("{id} is assigned to {host}"),
@@ -201,7 +216,10 @@ impl<'a> View<'a> {
             return yes("ScaledToZero", "replicas is 0, so there is nothing to cover".to_owned());
         }
         if self.redundant && self.failures == 0 {
-            return yes("Covered", "as many copies serve as replicas asks; hostFailures is 0, so no loss is covered".to_owned());
+            return yes(
+                "Covered",
+                "as many copies serve as replicas asks; hostFailures is 0, so no loss is covered".to_owned(),
+            );
         }
         if self.redundant {
             let message = match self.failures {
@@ -224,7 +242,8 @@ impl<'a> View<'a> {
     fn reconciling(&self, stalled: bool) -> Told {
         let generation = self.wanted.generation;
         let applied = no("Applied", &format!("generation {generation} is applied"));
-        if self.was_applied() || self.decision.settled || self.replicas == 0 && self.wanted.copies.is_empty() {
+        if self.was_applied() || self.decision.settled || self.replicas == 0 && self.wanted.copies.is_empty()
+        {
             return applied;
         }
         if stalled {
@@ -232,8 +251,14 @@ impl<'a> View<'a> {
         }
         let message = match (self.wanted.model, self.decision.waiting.first()) {
             (Model::Resolving, _) => "the model's files and sizes are being found out".to_owned(),
-            (_, Some((index, reason))) => format!("{} stays for now: {reason}", self.wanted.copies[*index].workload.id),
-            _ => format!("generation {generation} is being applied: {} of {} are ready", self.ready, copies(self.decision.counted)),
+            (_, Some((index, reason))) => {
+                format!("{} stays for now: {reason}", self.wanted.copies[*index].workload.id)
+            }
+            _ => format!(
+                "generation {generation} is being applied: {} of {} are ready",
+                self.ready,
+                copies(self.decision.counted)
+            ),
         };
         yes("Applying", message)
     }
@@ -300,9 +325,14 @@ impl<'a> View<'a> {
                 continue;
             }
             let Some(host) = self.world.hosts.iter().find(|host| host.name == ending.host) else { continue };
-            let status = host.report.and_then(|report| report.workloads.iter().find(|status| status.id == ending.workload));
-            if status.is_some_and(|status| !matches!(status.state, WorkloadState::Stopped | WorkloadState::Failed)) {
-                placements.push(PlacementStatus { state: WorkloadState::Draining.to_string(), ..ending.clone() });
+            let status = host
+                .report
+                .and_then(|report| report.workloads.iter().find(|status| status.id == ending.workload));
+            if status
+                .is_some_and(|status| !matches!(status.state, WorkloadState::Stopped | WorkloadState::Failed))
+            {
+                placements
+                    .push(PlacementStatus { state: WorkloadState::Draining.to_string(), ..ending.clone() });
             }
         }
         placements.truncate(MAX_PLACEMENTS);
@@ -315,7 +345,8 @@ impl<'a> View<'a> {
         if self.redundant || !(was_covered || prior.recovery.is_some()) {
             return None;
         }
-        let since = prior.recovery.as_ref().map_or_else(|| whole_second(self.world.now), |recovery| recovery.since);
+        let since =
+            prior.recovery.as_ref().map_or_else(|| whole_second(self.world.now), |recovery| recovery.since);
         let (_, _, reason) = self.trouble();
         Some(Recovery { since, reason: reason.chars().take(MAX_MESSAGE).collect() })
     }
@@ -340,7 +371,9 @@ fn has_failed(copy: &Copy) -> bool {
 fn was_ready(world: &World, copy: &Copy) -> bool {
     let report = world.hosts[copy.host].report;
     report.into_iter().flat_map(|report| &report.workloads).any(|status| {
-        status.id == copy.workload.id && status.epoch == copy.workload.epoch && status.state == WorkloadState::Ready
+        status.id == copy.workload.id
+            && status.epoch == copy.workload.epoch
+            && status.state == WorkloadState::Ready
     })
 }
 

@@ -38,6 +38,8 @@ const INBOX: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
 /// How often the machine is measured.
 const MEASURE: Duration = Duration::from_secs(10);
+/// How long an agent that has just started may take to hear the workers that it finds, before it reports.
+const FINDING_OUT: Duration = Duration::from_secs(3);
 /// How often certificates are looked at.
 const RENEW: Duration = Duration::from_secs(3600);
 /// A worker that served this long had no part in its earlier failures.
@@ -100,7 +102,7 @@ async fn start(args: RunArgs) -> Result<()> {
     let home = Arc::new(Home::open(&settings.data_dir)?);
     tracing::info!(
         name = %settings.name, data = %home.root().display(), address = settings.address,
-        "tandem-agent {}; SIGTERM ends the agent alone, SIGTERM to the process in {} ends the workers",
+        "tandem-agent {}; SIGTERM ends the agent alone, and after that SIGTERM to the process in {} its workers",
         env!("CARGO_PKG_VERSION"), home.runner().join("runner.pid").display()
     );
     let ledger = read_ledger(&home.ledger())?;
@@ -385,9 +387,17 @@ impl Agent {
                 observation.process = Process::Running { epoch, memory_bytes };
                 ended(observation, extra, &exit, now);
                 let cause = observation.last_exit.as_ref().map(|exit| exit.cause.clone());
-                tracing::warn!(workload = id, epoch, pid, asked = exit.asked, cause, "a worker has ended");
+                if exit.asked {
+                    tracing::info!(workload = id, epoch, pid, cause, "a worker has ended as it was told");
+                } else {
+                    tracing::warn!(workload = id, epoch, pid, cause, "a worker has ended");
+                }
                 return;
             }
+        }
+        if epoch == extra.epoch {
+            // Found running, after this agent has restarted: that was a start, too.
+            extra.starts = extra.starts.max(1);
         }
         if extra.listener.as_ref().is_none_or(|(heard, _)| *heard != pid) {
             (observation.health, observation.endpoint) = (None, None);
@@ -498,6 +508,9 @@ impl Agent {
     }
 
     fn say(&self, plan: &Plan) {
+        if self.is_finding_out() {
+            return;
+        }
         let nothing = InferenceHostSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&nothing);
         let Facts { device, memory, disk } = &self.facts;
@@ -521,6 +534,15 @@ impl Agent {
             *before = json;
             changed
         });
+    }
+
+    /// Just started, and not all that runs has been heard yet. A report now would call workers that serve unready, and
+    /// take their streams away.
+    fn is_finding_out(&self) -> bool {
+        let unheard =
+            |seen: &Observation| matches!(seen.process, Process::Running { .. }) && seen.health.is_none();
+        let all_heard = self.runner_there && !self.observed.workloads.values().any(unheard);
+        !all_heard && self.now() < FINDING_OUT && self.report.borrow().is_empty()
     }
 
     fn gateway_url(&self) -> Option<String> {

@@ -37,6 +37,16 @@ impl Machine {
         Ok(Self { system, data_dir, limit, processor })
     }
 
+    #[allow(clippy::useless_conversion, reason = "macOS counts blocks of a file system in 32 bits")]
+    fn disk(&self) -> Option<Disk> {
+        let disk = statvfs(&self.data_dir).ok()?;
+        let unit = disk.fragment_size();
+        Some(Disk {
+            total_bytes: u64::from(disk.blocks()).saturating_mul(unit),
+            free_bytes: u64::from(disk.blocks_available()).saturating_mul(unit),
+        })
+    }
+
     /// Measures. `own` are the processes of Tandem's workers here, whose memory counts as available to workers.
     pub(crate) fn measure(&mut self, own: &[u32]) -> Facts {
         self.system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
@@ -58,14 +68,7 @@ impl Machine {
                 available_bytes,
             },
             memory: HostMemory { total_bytes: total, available_bytes: free.min(room) },
-            disk: statvfs(&self.data_dir).ok().map(|disk| {
-                let unit = disk.fragment_size();
-                // Types differ between systems.
-                Disk {
-                    total_bytes: u64::from(disk.blocks()).saturating_mul(unit),
-                    free_bytes: u64::from(disk.blocks_available()).saturating_mul(unit),
-                }
-            }),
+            disk: self.disk(),
         }
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::Status;
 
 use crate::agent::Event;
 use crate::home::Home;
@@ -78,7 +79,7 @@ impl Session {
             AgentHello { protocol: Some(Protocol::own(&[])), highest_term: self.term.load(Ordering::SeqCst) };
         up.send(message(Up::Hello(hello))).await?;
         let mut client = AgentsClient::new(channel);
-        let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await??;
+        let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await?.map_err(said)?;
         let mut down = opened.into_inner();
         let mut logs: BTreeMap<String, AbortOnDropHandle<()>> = BTreeMap::new();
         // Until Welcome says otherwise.
@@ -91,7 +92,7 @@ impl Session {
                     changed?;
                     self.say(&up).await?;
                 }
-                next = down.message() => match next? {
+                next = down.message() => match next.map_err(said)? {
                     None => return Ok(()),
                     Some(next) => match next.message {
                         Some(Down::Welcome(welcome)) => {
@@ -145,6 +146,11 @@ impl Session {
         let task = tokio::spawn(async move { logs::show(&home, &request, &up).await });
         logs.insert(id, AbortOnDropHandle::new(task));
     }
+}
+
+/// What an operator says when it ends a session is all that a person needs of a status.
+fn said(status: Status) -> anyhow::Error {
+    anyhow::anyhow!("{}", status.message())
 }
 
 pub(crate) fn message(message: Up) -> AgentMessage {

@@ -9,6 +9,8 @@ use tandem_crds::{InferenceHostSpec, WorkloadSpec};
 use crate::backoff::restart_delay;
 use crate::{Credentials, Ledger, Observation, Observed, Process, Weights};
 
+const MEBIBYTE: u64 = 1 << 20;
+
 /// One thing to do, about one workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -86,16 +88,11 @@ pub fn reconcile(spec: &InferenceHostSpec, observed: &Observed, ledger: &Ledger,
     let mut taken: u64 = running.fold(0, u64::saturating_add);
     for workload in &spec.workloads {
         let observation = observed.workloads.get(&workload.id).unwrap_or(&nothing);
-        let others = taken.saturating_sub(observation.process.memory_bytes());
-        if advance(
-            &mut plan,
-            workload,
-            observation,
-            ledger,
-            observed.memory_bytes.saturating_sub(others),
-            now,
-        ) {
-            taken = taken.saturating_add(workload.memory_bytes);
+        let own = observation.process.memory_bytes();
+        let others = taken.saturating_sub(own);
+        let room = observed.memory_bytes.saturating_sub(others);
+        if advance(&mut plan, workload, observation, ledger, room, now) {
+            taken = others.saturating_add(own.max(workload.memory_bytes));
         }
     }
     plan
@@ -114,7 +111,8 @@ fn end(plan: &mut Plan, id: &str, observation: &Observation) {
     }
 }
 
-/// Takes a listed workload one step further; says whether that step takes its memory. `room` is what others leave free.
+/// Takes a listed workload one step further; says whether its memory is reserved from now on, so that a later one of the list
+/// does not take it while this one is being prepared. `room` is what others leave free.
 fn advance(
     plan: &mut Plan,
     workload: &WorkloadSpec,
@@ -145,26 +143,24 @@ fn advance(
             plan,
             format!(
                 "it takes {} of memory, and this host has {} left: place it elsewhere, or stop another workload here",
-                mebibytes(workload.memory_bytes),
+                mebibytes(workload.memory_bytes.next_multiple_of(MEBIBYTE)),
                 mebibytes(room)
             ),
         );
         return false;
     }
     if !prepared(plan, id, observation, now) {
-        return false;
+        return true;
     }
-    // The old process serves until the new one has all it needs.
     if let Some(running) = before {
+        // The old process has served until now, when the new one has all it needs.
         let reason = format!("epoch {epoch} replaces it");
         plan.actions.push(Action::Stop { workload: id.clone(), epoch: running, reason });
-        return false;
-    }
-    if now < observation.next_start() {
+    } else if now < observation.next_start() {
         plan.wait_until(observation.next_start());
-        return false;
+    } else {
+        plan.actions.push(Action::Start { workload: id.clone(), epoch });
     }
-    plan.actions.push(Action::Start { workload: id.clone(), epoch });
     true
 }
 
@@ -203,7 +199,7 @@ fn prepared(plan: &mut Plan, id: &str, observation: &Observation, now: Duration)
 }
 
 fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
+    format!("{} MiB", bytes / MEBIBYTE)
 }
 
 #[cfg(test)]

@@ -84,11 +84,13 @@ pub async fn run(args: &RunnerArgs) -> Result<()> {
     }
     tracing::info!("told to end; ending its children");
     children.end_all(LAST_GRACE).await;
-    // The files go last: an agent that finds them knows that a runner may be alive.
-    for name in ["runner.pid", "runner.lock"] {
-        fs::remove_file(args.dir.join(name)).unwrap_or_default();
+    // While the lock is held still, so that these are not yet those of the next runner.
+    for path in [&args.dir.join("runner.pid"), &args.socket] {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!(path = %path.display(), %error, "a file is left behind");
+        }
     }
-    fs::remove_file(&args.socket).unwrap_or_default();
+    drop(lock);
     Ok(())
 }
 

@@ -130,6 +130,9 @@ fn memory_is_given_in_the_specs_order_and_refusals_name_the_figures() {
     let plan = planned(&orders, &host(100 << 20, [("a", ready()), ("b", ready()), ("c", ready())]));
     assert_eq!(plan.actions, [start("a", 1), start("c", 1)]);
     assert!(plan.refusals["b"].contains("takes 60 MiB of memory, and this host has 40 MiB left"));
+    // One that is still being fetched keeps its place.
+    let plan = planned(&orders, &host(100 << 20, [("b", ready())]));
+    assert!(!plan.actions.contains(&start("b", 1)), "{plan:?}");
 }
 
 /// What can happen to the little host between two looks.

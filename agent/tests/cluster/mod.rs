@@ -1,0 +1,388 @@
+//! An operator in this process, real agents as processes, and a worker program that is this very test executable.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use futures::Stream;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
+use tandem_control_api::agent_message::Message as Up;
+use tandem_control_api::agents_server::{Agents, AgentsServer};
+use tandem_control_api::enrollment_server::{Enrollment, EnrollmentServer};
+use tandem_control_api::operator_message::Message as Down;
+use tandem_control_api::{
+    AgentMessage, Certificate, CertifyRequest, HostSpec, JoinRequest, LogChunk, OperatorMessage, Protocol,
+    Role, Welcome,
+};
+use tandem_crds::{
+    DeploymentRef, InferenceHostSpec, InferenceHostStatus, ResolvedFile, WorkloadSpec, WorkloadStatus,
+};
+use tandem_pki::{
+    CertificateAuthority, ClientCertificates, Credentials, HOST_LIFETIME, Identity, JoinToken,
+    OPERATOR_LIFETIME, install_tls_provider, peer_identity,
+};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Far more than anything here takes.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+type Outbox = mpsc::Sender<Result<OperatorMessage, Status>>;
+
+/// What the operator sees and says.
+pub(crate) struct Desk {
+    authority: CertificateAuthority,
+    outbox: Mutex<Option<Outbox>>,
+    spec: Mutex<InferenceHostSpec>,
+    report: watch::Sender<Option<InferenceHostStatus>>,
+    hellos: watch::Sender<Vec<u64>>,
+    logs: mpsc::Sender<LogChunk>,
+    joined: Mutex<u32>,
+    certified: Mutex<Vec<(Role, String)>>,
+}
+
+fn certificate(issued: tandem_pki::Issued) -> Response<Certificate> {
+    Response::new(Certificate {
+        certificate_pem: issued.certificate_pem,
+        ca_pem: issued.ca_pem,
+        not_after: issued.not_after,
+    })
+}
+
+struct Shared(Arc<Desk>);
+
+#[tonic::async_trait]
+impl Enrollment for Shared {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<Certificate>, Status> {
+        let request = request.into_inner();
+        *self.0.joined.lock().unwrap() += 1;
+        let host = Identity::host(&request.name).unwrap();
+        let issued = self.0.authority.sign(
+            &request.csr_pem,
+            &host,
+            &request.addresses,
+            SystemTime::now(),
+            HOST_LIFETIME,
+        );
+        Ok(certificate(issued.unwrap()))
+    }
+}
+
+#[tonic::async_trait]
+impl Agents for Shared {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<OperatorMessage, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        assert_eq!(peer_identity(&request).unwrap(), Identity::host("host-a").unwrap());
+        let mut upstream = request.into_inner();
+        let Some(Up::Hello(hello)) = upstream.message().await?.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument("no Hello"));
+        };
+        let desk = self.0.clone();
+        desk.hellos.send_modify(|hellos| hellos.push(hello.highest_term));
+        let (outbox, downstream) = mpsc::channel(32);
+        let welcome = Welcome { protocol: Some(Protocol::own(&[])), report_interval_ms: 200 };
+        outbox.send(Ok(OperatorMessage { message: Some(Down::Welcome(welcome)) })).await.unwrap();
+        let spec = desk.spec.lock().unwrap().clone();
+        if spec.term > 0 {
+            outbox.send(Ok(spec_message(&spec))).await.unwrap();
+        }
+        *desk.outbox.lock().unwrap() = Some(outbox);
+        tokio::spawn(async move {
+            while let Ok(Some(AgentMessage { message: Some(message) })) = upstream.message().await {
+                match message {
+                    Up::Report(report) => {
+                        let status = serde_json::from_str(&report.status_json).unwrap();
+                        desk.report.send_replace(Some(status));
+                    }
+                    Up::Log(chunk) => desk.logs.send(chunk).await.unwrap(),
+                    Up::Hello(_) => panic!("Hello came twice"),
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(downstream))))
+    }
+
+    async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
+        let Identity::Host(host) = peer_identity(&request).unwrap() else { panic!("not a host") };
+        let request = request.into_inner();
+        self.0.certified.lock().unwrap().push((request.role(), request.name.clone()));
+        let identity = match request.role() {
+            Role::Worker => Identity::worker(host.as_str(), &request.name).unwrap(),
+            Role::Gateway => Identity::gateway(&request.name).unwrap(),
+            _ => return Err(Status::permission_denied("no")),
+        };
+        let issued = self.0.authority.sign(
+            &request.csr_pem,
+            &identity,
+            &request.addresses,
+            SystemTime::now(),
+            HOST_LIFETIME,
+        );
+        Ok(certificate(issued.unwrap()))
+    }
+}
+
+fn spec_message(spec: &InferenceHostSpec) -> OperatorMessage {
+    let spec_json = serde_json::to_string(spec).unwrap();
+    OperatorMessage { message: Some(Down::Spec(HostSpec { spec_json })) }
+}
+
+/// An operator, a model, and the folder of one host.
+pub(crate) struct Cluster {
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) reports: watch::Receiver<Option<InferenceHostStatus>>,
+    pub(crate) logs: mpsc::Receiver<LogChunk>,
+    address: SocketAddr,
+    operator_credentials: Credentials,
+    server: Option<JoinHandle<()>>,
+    agent: Option<Child>,
+    pub(crate) dir: TempDir,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        install_tls_provider();
+        let authority = CertificateAuthority::create(SystemTime::now()).unwrap();
+        let operator_credentials =
+            authority.credentials(&Identity::Operator, &[], SystemTime::now(), OPERATOR_LIFETIME).unwrap();
+        let (report, reports) = watch::channel(None);
+        let (logs, log_chunks) = mpsc::channel(256);
+        let desk = Arc::new(Desk {
+            authority,
+            outbox: Mutex::new(None),
+            spec: Mutex::default(),
+            report,
+            hellos: watch::channel(Vec::new()).0,
+            logs,
+            joined: Mutex::new(0),
+            certified: Mutex::default(),
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut cluster = Self {
+            desk,
+            reports,
+            logs: log_chunks,
+            address,
+            operator_credentials,
+            server: None,
+            agent: None,
+            dir,
+        };
+        cluster.serve(listener);
+        fs::create_dir(cluster.dir.path().join("models")).unwrap();
+        fs::write(cluster.dir.path().join("models/m-Q8_0.gguf"), MODEL).unwrap();
+        cluster.worker_script("");
+        cluster
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        let server = Server::builder()
+            .tls_config(self.operator_credentials.server_tls(ClientCertificates::Optional))
+            .unwrap()
+            .add_service(EnrollmentServer::new(Shared(self.desk.clone())))
+            .add_service(AgentsServer::new(Shared(self.desk.clone())))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        self.server = Some(tokio::spawn(async move { server.await.unwrap() }));
+    }
+
+    /// The operator is gone; its address stays free for its return.
+    pub(crate) async fn kill_operator(&mut self) {
+        let server = self.server.take().unwrap();
+        server.abort();
+        drop(server.await);
+        *self.desk.outbox.lock().unwrap() = None;
+    }
+
+    pub(crate) async fn restart_operator(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.serve(listener);
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("host-a")
+    }
+
+    /// The program that the agent starts as worker: `before` in shell, then this test executable.
+    pub(crate) fn worker_script(&self, before: &str) {
+        let own = std::env::current_exe().unwrap();
+        let script = format!(
+            "#!/bin/sh\n{before}\nSTUB_SPEC=\"$3\" exec {} --exact worker_program --ignored --nocapture\n",
+            own.display()
+        );
+        executable(&self.worker(), &script);
+    }
+
+    fn worker(&self) -> PathBuf {
+        self.dir.path().join("worker")
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-agent"));
+        command.args(["run", "--name", "host-a", "--address", "127.0.0.1", "--label", "zone=b"]);
+        command.args(["--operator", &format!("https://{}", self.address)]);
+        command.arg("--data-dir").arg(self.data()).arg("--worker-program").arg(self.worker());
+        command.env("TANDEM_JOIN_TOKEN", JoinToken::generate(self.desk.authority.fingerprint()).to_string());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn start_agent(&mut self) {
+        self.start_agent_with(&[]);
+    }
+
+    pub(crate) fn start_agent_with(&mut self, more: &[&str]) {
+        let log =
+            fs::File::options().create(true).append(true).open(self.dir.path().join("agent.log")).unwrap();
+        let mut command = self.command();
+        command.args(more).stderr(log);
+        self.agent = Some(command.spawn().unwrap());
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill_agent(&mut self) {
+        self.agent.take().unwrap().kill().await.unwrap();
+    }
+
+    pub(crate) async fn terminate_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        kill(Pid::from_raw(agent.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+        assert!(timeout(LIMIT, agent.wait()).await.unwrap().unwrap().success());
+    }
+
+    /// Tells the host what to run; whoever connects later is told the same.
+    pub(crate) async fn order(&self, term: u64, generation: u64, workloads: Vec<WorkloadSpec>) {
+        let spec = InferenceHostSpec { term, generation, workloads, ..InferenceHostSpec::default() };
+        *self.desk.spec.lock().unwrap() = spec.clone();
+        self.say(spec_message(&spec)).await;
+    }
+
+    pub(crate) async fn say(&self, message: OperatorMessage) {
+        let outbox = self.desk.outbox.lock().unwrap().clone();
+        if let Some(outbox) = outbox {
+            outbox.send(Ok(message)).await.unwrap();
+        }
+    }
+
+    pub(crate) fn workload(&self, epoch: u64) -> WorkloadSpec {
+        WorkloadSpec {
+            id: "w".to_owned(),
+            epoch,
+            deployment: DeploymentRef { namespace: "llm".to_owned(), name: "tiny".to_owned() },
+            model: "tiny".to_owned(),
+            source: format!("file://{}", self.dir.path().join("models").display()),
+            files: vec![ResolvedFile {
+                name: "m-Q8_0.gguf".to_owned(),
+                sha256: hex::encode(Sha256::digest(MODEL)),
+                bytes: MODEL.len() as u64,
+            }],
+            quant: "Q8_0".to_owned(),
+            context_tokens: 512,
+            pool_tokens: 512,
+            kv_cache: tandem_crds::KvCache::F16,
+            sampling: None,
+            memory_bytes: 1 << 20,
+        }
+    }
+
+    /// Waits for a report that is so.
+    pub(crate) async fn until(
+        &self,
+        what: &str,
+        so: impl Fn(&InferenceHostStatus) -> bool,
+    ) -> InferenceHostStatus {
+        let mut reports = self.reports.clone();
+        let seen = timeout(LIMIT, reports.wait_for(|report| report.as_ref().is_some_and(&so))).await;
+        match seen.map(|report| report.unwrap().clone().unwrap()) {
+            Ok(report) => report,
+            Err(_) => panic!("not {what}: {:#?}\n{}", *self.reports.borrow(), self.agent_log()),
+        }
+    }
+
+    /// Waits for a report in which the workload `w` is so.
+    pub(crate) async fn until_workload(
+        &self,
+        what: &str,
+        so: impl Fn(&WorkloadStatus) -> bool,
+    ) -> WorkloadStatus {
+        let report = self.until(what, |report| the_workload(report).is_some_and(&so)).await;
+        the_workload(&report).unwrap().clone()
+    }
+
+    /// Forgets what was reported, so that only what comes from now on counts.
+    pub(crate) fn forget_reports(&self) {
+        self.desk.report.send_replace(None);
+    }
+
+    pub(crate) async fn hellos(&self, count: usize) -> Vec<u64> {
+        let mut hellos = self.desk.hellos.subscribe();
+        timeout(LIMIT, hellos.wait_for(|hellos| hellos.len() >= count)).await.unwrap().unwrap().clone()
+    }
+
+    pub(crate) fn joins(&self) -> u32 {
+        *self.desk.joined.lock().unwrap()
+    }
+
+    pub(crate) fn certified(&self) -> Vec<(Role, String)> {
+        self.desk.certified.lock().unwrap().clone()
+    }
+
+    pub(crate) fn agent_log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn worker_pid(&self) -> Pid {
+        let endpoint = fs::read(self.data().join("workloads/w/endpoint.json")).unwrap();
+        let endpoint: tandem_worker_api::WorkerEndpoint = serde_json::from_slice(&endpoint).unwrap();
+        Pid::from_raw(endpoint.pid.cast_signed())
+    }
+
+    pub(crate) fn runner_pid(&self) -> Pid {
+        let text = fs::read_to_string(self.data().join("runner/runner.pid")).unwrap();
+        Pid::from_raw(text.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            drop(agent.start_kill());
+        }
+        // The runner would outlive the test; its workers end with it.
+        let pid = fs::read_to_string(self.data().join("runner/runner.pid")).unwrap_or_default();
+        if let Ok(pid) = pid.trim().parse() {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default();
+        }
+    }
+}
+
+/// What the model's file holds: the worker of these tests does not read it.
+pub(crate) const MODEL: &[u8] = b"not really a model";
+
+pub(crate) fn the_workload(report: &InferenceHostStatus) -> Option<&WorkloadStatus> {
+    report.workloads.iter().find(|workload| workload.id == "w")
+}
+
+pub(crate) fn executable(path: &Path, script: &str) {
+    fs::write(path, script).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}

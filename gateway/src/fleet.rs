@@ -75,12 +75,13 @@ impl Fleet {
     }
 
     /// Makes this the table: begins to watch new workers, and forgets those that left. Attempts that run on a worker that
-    /// left go on until it ends them.
+    /// left go on until it ends them; while there are any it is watched, so that one that comes back is not a stranger.
     pub fn apply(&self, table: Table) {
         let table = Arc::new(table);
         let routes = || table.routes.iter().flat_map(|route| &route.replicas);
         let mut watched = self.watched();
-        watched.retain(|name, _| routes().any(|route| route.name == *name));
+        watched
+            .retain(|name, kept| routes().any(|route| route.name == *name) || kept.replica.view().active > 0);
         for route in routes() {
             if let Some(known) = watched.get(&route.name) {
                 known.replica.reroute(route);

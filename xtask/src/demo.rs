@@ -32,11 +32,14 @@ pub(crate) struct Options {
     /// Leave everything running, and print what to try.
     #[arg(long)]
     keep: bool,
+    /// The programs are built already.
+    #[arg(skip)]
+    built: bool,
 }
 
 impl Options {
     pub(crate) fn for_test() -> Self {
-        Self { json: true, keep: false }
+        Self { json: true, keep: false, built: true }
     }
 }
 
@@ -59,7 +62,9 @@ struct Figures {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    build()?;
+    if !options.built {
+        build()?;
+    }
     let programs = Programs::in_dir(&target_dir()?);
     say("Starting an operator, three hosts and two gateways on this machine, joined by token …");
     let mut site = Site::start(programs, Layout { hosts: 3, gateways: 2 })?;

@@ -10,6 +10,9 @@ use clap::Args;
 use crate::steps::{Outcome, Steps, run};
 use crate::{cache, demo, sdk};
 
+/// The scripted worker, and the tests that need it. Programs are built with it too, so that nothing is built twice.
+const FEATURES: [&str; 2] = ["--features", "inference-worker/scripted"];
+
 /// The version of cargo-deny that deny.toml is written for.
 const CARGO_DENY: &str = "0.20.2";
 
@@ -24,12 +27,15 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     let mut steps = Steps::default();
     steps.step("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     steps.step("lints", || {
-        run(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+        let clippy = ["clippy", "--workspace", "--all-targets", "--quiet"];
+        run(cargo().args(clippy).args(FEATURES).args(["--", "-D", "warnings"]))
     })?;
     steps.step("licences, bans and sources", deny)?;
     // The programs first: end-to-end tests start them, and Cargo builds no other package's programs for a test.
-    steps.step("programs", || run(cargo().args(["build", "--workspace", "--bins", "--quiet"])))?;
-    steps.step("tests", || run(cargo().args(["test", "--workspace", "--quiet"])))?;
+    steps.step("programs", || {
+        run(cargo().args(["build", "--workspace", "--bins", "--quiet"]).args(FEATURES))
+    })?;
+    steps.step("tests", || run(cargo().args(["test", "--workspace", "--quiet"]).args(FEATURES)))?;
     if options.quick {
         steps.step("OpenAI SDK", || Ok(Outcome::Skipped("--quick".to_owned())))?;
         steps.step("demo", || Ok(Outcome::Skipped("--quick".to_owned())))?;

@@ -141,9 +141,6 @@ async fn gather(options: &Options, platform: Platform, settings: &Settings) -> F
         _ => dial(&options.operator).await,
     };
     let existing = nearest_existing(&settings.data_dir);
-    let free = nix::sys::statvfs::statvfs(&existing)
-        .ok()
-        .map(|stat| u64::from(stat.blocks_available()) * stat.fragment_size() as u64);
     Facts {
         root: nix::unistd::geteuid().is_root(),
         service_manager: platform.present(),
@@ -153,7 +150,7 @@ async fn gather(options: &Options, platform: Platform, settings: &Settings) -> F
         program_found: settings.program.is_file(),
         program: settings.program.clone(),
         data_dir: settings.data_dir.clone(),
-        free_bytes: free,
+        free_bytes: free_bytes(&existing),
         token: token.map(|token| token.map(drop).map_err(|error| error.to_string())),
         joined: Credentials::exist(&settings.data_dir.join("identity")),
         operator,
@@ -173,6 +170,16 @@ async fn dial(operator: &str) -> Operator {
             Operator::Refused(format!("no connection to {operator} within 5 s: is a firewall between?"))
         }
     }
+}
+
+#[allow(
+    clippy::useless_conversion,
+    clippy::unnecessary_cast,
+    reason = "counts of blocks are narrower on macOS than on Linux"
+)]
+fn free_bytes(path: &Path) -> Option<u64> {
+    let disk = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(u64::from(disk.blocks_available()) * disk.fragment_size() as u64)
 }
 
 fn nearest_existing(path: &Path) -> PathBuf {

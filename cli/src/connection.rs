@@ -1,26 +1,32 @@
 //! The line to an operator, and its refusals in words.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::objects_client::ObjectsClient;
-use tandem_control_api::{ListRequest, ObjectRef};
+use tandem_control_api::{EventsRequest, ListRequest, ObjectRef};
 use tandem_pki::{Credentials, Identity};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::config;
-use crate::object::Kind;
+use crate::near;
+use crate::object::{Kind, name, text};
 
 /// Bound on reaching the operator; a dead one should not look like a slow one.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Bound on an answer, or on the start of one that is a stream.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How often a quiet connection is asked whether it lives, and how long the answer may take.
+const PING: Duration = Duration::from_secs(10);
 /// The largest object list that is accepted, in bytes.
 const MESSAGE: usize = 64 << 20;
 
 /// A client of one operator.
+#[derive(Clone)]
 pub(crate) struct Connection {
     /// Objects: deployments and hosts.
     pub(crate) objects: ObjectsClient<Channel>,
@@ -36,14 +42,24 @@ impl Connection {
     /// Prepares the connection; the first call dials.
     pub(crate) fn open(named: Option<&Path>, namespace: String) -> Result<Self> {
         let config = config::load(named)?;
+        let folder = config.credentials.display();
         let credentials = Credentials::load(&config.credentials)
-            .context("the credentials that the configuration names can't be used")?;
+            .with_context(|| format!("the credentials in {folder} can't be used"))?;
+        let (_, end) =
+            credentials.validity().with_context(|| format!("the credentials in {folder} can't be used"))?;
+        if end < SystemTime::now() {
+            bail!(
+                "the certificate in {folder} has expired: the operator writes a new one to DATA-DIR/admin when it \
+                 starts, use that"
+            );
+        }
         let channel = Endpoint::from_shared(config.operator.clone())
             .and_then(|endpoint| endpoint.tls_config(credentials.client_tls(&Identity::Operator)))
             .with_context(|| format!("`{}` is not an operator's address", config.operator))?
             .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10))
+            .timeout(ANSWER)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
             .connect_lazy();
         Ok(Self {
             objects: ObjectsClient::new(channel.clone()).max_decoding_message_size(MESSAGE),
@@ -67,42 +83,88 @@ impl Connection {
     /// One object.
     pub(crate) async fn get(&mut self, kind: Kind, name: &str) -> Result<Value> {
         let reference = self.reference(kind, name);
-        let answer = self.objects.get(reference).await.map_err(|status| self.explain(status))?;
-        serde_json::from_str(&answer.into_inner().json).context("the operator sent no JSON")
+        match self.objects.get(reference.clone()).await {
+            Ok(answer) => parse(&answer.into_inner().json),
+            Err(status) => Err(self.explain_about(&reference, &status).await),
+        }
     }
 
     /// Objects of a kind, in the operator's order.
-    pub(crate) async fn list(
-        &mut self,
-        kind: Kind,
-        name: Option<&str>,
-        everywhere: bool,
-    ) -> Result<Vec<Value>> {
-        let request = self.list_request(kind, name, everywhere);
-        let answer = self.objects.list(request).await.map_err(|status| self.explain(status))?;
-        let parse = |json: &String| serde_json::from_str(json).context("the operator sent no JSON");
-        answer.into_inner().json.iter().map(parse).collect()
+    pub(crate) async fn list(&mut self, kind: Kind, everywhere: bool) -> Result<Vec<Value>> {
+        let request = self.list_request(kind, None, everywhere);
+        let answer = self.objects.list(request).await.map_err(|status| self.explain(&status))?;
+        answer.into_inner().json.iter().map(|json| parse(json)).collect()
+    }
+
+    /// What happened to an object, oldest first. Each event gets an `object`, KIND/NAME, so that lists of them tell.
+    pub(crate) async fn events(&mut self, kind: Kind, reference: ObjectRef) -> Result<Vec<Value>> {
+        let label = format!("{}/{}", kind.lower(), reference.name);
+        let request = EventsRequest { r#ref: Some(reference) };
+        let answer = self.objects.events(request).await.map_err(|status| self.explain(&status))?;
+        let mut events: Vec<Value> =
+            answer.into_inner().json.iter().map(|json| parse(json)).collect::<Result<_>>()?;
+        for event in &mut events {
+            if let Some(event) = event.as_object_mut() {
+                event.insert("object".to_owned(), label.clone().into());
+            }
+        }
+        Ok(events)
     }
 
     /// A refusal as a sentence that says what to do.
-    pub(crate) fn explain(&self, status: Status) -> anyhow::Error {
+    pub(crate) fn explain(&self, status: &Status) -> anyhow::Error {
+        let operator = &self.operator;
         match status.code() {
-            Code::Unavailable => anyhow!(
-                "no operator answers at {}: check that it runs and that its port is open ({})",
-                self.operator,
-                root(&status)
-            ),
+            Code::Unavailable => unreachable(operator, &root(status)),
+            Code::Unknown if std::error::Error::source(status).is_some() => {
+                unreachable(operator, &root(status))
+            }
+            Code::Cancelled | Code::DeadlineExceeded => {
+                anyhow!("the operator at {operator} took more than {ANSWER:?} to answer: see its log")
+            }
             Code::PermissionDenied | Code::Unauthenticated => {
-                anyhow!("the operator refuses these credentials: {}", status.message())
+                anyhow!(
+                    "the operator refuses these credentials: {}; use those that it wrote to DATA-DIR/admin",
+                    status.message()
+                )
+            }
+            Code::Unimplemented => {
+                anyhow!("the operator at {operator} is older than this command: upgrade it")
             }
             _ if status.message().is_empty() => anyhow!("the operator answered {:?}", status.code()),
             _ => anyhow!("{}", status.message()),
         }
     }
 
+    /// As [`Self::explain`]; where the object is not there, with names that are.
+    pub(crate) async fn explain_about(&mut self, about: &ObjectRef, status: &Status) -> anyhow::Error {
+        let plain = self.explain(status);
+        let (Code::NotFound, Ok(kind)) = (status.code(), about.kind.parse()) else { return plain };
+        let Ok(objects) = self.list(kind, true).await else { return plain };
+        let names =
+            |object: &Value| (text(object, &["metadata", "namespace"]).to_owned(), name(object).to_owned());
+        let known: Vec<(String, String)> = objects.iter().map(names).collect();
+        anyhow!("{plain}: {}", near::hint(&about.namespace, &about.name, &known))
+    }
+
     fn namespace_of(&self, kind: Kind) -> String {
         if kind.namespaced() { self.namespace.clone() } else { String::new() }
     }
+}
+
+fn parse(json: &str) -> Result<Value> {
+    serde_json::from_str(json).context("the operator sent no JSON")
+}
+
+/// A handshake that fails is told apart from a port that nobody listens on: the mend is another.
+fn unreachable(operator: &str, cause: &str) -> anyhow::Error {
+    if ["certificate", "UnknownCA", "BadSignature", "DecryptError"].iter().any(|word| cause.contains(word)) {
+        return anyhow!(
+            "the operator at {operator} and these credentials are not of one cluster: use those that it wrote to \
+             DATA-DIR/admin ({cause})"
+        );
+    }
+    anyhow!("no operator answers at {operator}: check that it runs and that its port is open ({cause})")
 }
 
 /// The innermost cause, which for a connection says `refused` or `certificate` where the outer ones say `transport`.

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
+use indicatif::ProgressBar;
 use serde_json::Value;
-use tandem_control_api::object_event::Type;
 use tandem_control_api::{CordonRequest, DrainHostRequest};
 use tokio::time::timeout;
 
 use crate::connection::Connection;
-use crate::get::write;
-use crate::object::Kind;
-use crate::output::{Format, print};
+use crate::object::{Kind, items, text};
+use crate::output::{Format, render, write};
+use crate::span;
+use crate::wait::spinner;
+use crate::watch::{Change, Watch};
 
 /// What to do with hosts.
 #[derive(Subcommand)]
@@ -40,7 +40,7 @@ pub(crate) enum Command {
         /// The host.
         host: String,
         /// How long to wait until it is empty, as 30s or 5m.
-        #[arg(long, default_value = "10m", value_parser = crate::wait::duration)]
+        #[arg(long, default_value = "10m", value_parser = span::parse)]
         timeout: Duration,
     },
 }
@@ -48,14 +48,14 @@ pub(crate) enum Command {
 pub(crate) async fn run(mut connection: Connection, command: &Command) -> Result<()> {
     match command {
         Command::List { output } => {
-            let hosts = connection.list(Kind::Host, None, true).await?;
-            if hosts.is_empty() && matches!(output, Format::Table | Format::Wide) {
+            let hosts = connection.list(Kind::Host, true).await?;
+            if hosts.is_empty() && output.is_table() {
                 eprintln!(
                     "No host has joined yet. Make a token with `tandem join-token` and start an agent with it."
                 );
                 return Ok(());
             }
-            write(&print(Kind::Host, &hosts, false, *output, Timestamp::now())?)
+            write(&render(Kind::Host, &hosts, false, *output, false)?)
         }
         Command::Cordon { host } => cordon(connection, host, true).await,
         Command::Uncordon { host } => cordon(connection, host, false).await,
@@ -65,50 +65,59 @@ pub(crate) async fn run(mut connection: Connection, command: &Command) -> Result
 
 async fn cordon(mut connection: Connection, host: &str, unschedulable: bool) -> Result<()> {
     let request = CordonRequest { host: host.to_owned(), unschedulable };
-    connection.fleet.cordon(request).await.map_err(|status| connection.explain(status))?;
-    println!("inferencehost/{host} {}", if unschedulable { "cordoned" } else { "uncordoned" });
-    Ok(())
+    if let Err(status) = connection.fleet.cordon(request).await {
+        let reference = connection.reference(Kind::Host, host);
+        return Err(connection.explain_about(&reference, &status).await);
+    }
+    write(&format!("inferencehost/{host} {}\n", if unschedulable { "cordoned" } else { "uncordoned" }))
 }
 
 async fn drain(mut connection: Connection, host: &str, limit: Duration) -> Result<()> {
-    connection
-        .fleet
-        .drain(DrainHostRequest { host: host.to_owned() })
-        .await
-        .map_err(|status| connection.explain(status))?;
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(
-        ProgressStyle::with_template("{spinner} {msg} ({elapsed})").context("the template is constant")?,
-    );
-    bar.enable_steady_tick(Duration::from_millis(120));
-    let emptied = timeout(limit, empty(&mut connection, host, &bar)).await;
+    if let Err(status) = connection.fleet.drain(DrainHostRequest { host: host.to_owned() }).await {
+        let reference = connection.reference(Kind::Host, host);
+        return Err(connection.explain_about(&reference, &status).await);
+    }
+    let bar = spinner()?;
+    bar.set_message(format!("draining {host}"));
+    let mut left = Vec::new();
+    let emptied = timeout(limit, empty(&connection, host, &bar, &mut left)).await;
     bar.finish_and_clear();
     match emptied {
         Ok(result) => result?,
         Err(_) => bail!(
-            "{host} still runs something after {limit:?}: see `tandem describe infh/{host}`; it stays cordoned, and \
-             goes on draining"
+            "{host} still runs {} after {}. It stays cordoned and goes on draining; `tandem status` says what keeps it, \
+             `tandem hosts uncordon {host}` calls it off",
+            left.join(", "),
+            span::text(limit)
         ),
     }
-    println!("inferencehost/{host} drained");
-    Ok(())
+    write(&format!("inferencehost/{host} drained\n"))
 }
 
-async fn empty(connection: &mut Connection, host: &str, bar: &ProgressBar) -> Result<()> {
+async fn empty(connection: &Connection, host: &str, bar: &ProgressBar, left: &mut Vec<String>) -> Result<()> {
     let request = connection.list_request(Kind::Host, Some(host), true);
-    let mut changes =
-        connection.objects.watch(request).await.map_err(|status| connection.explain(status))?.into_inner();
-    while let Some(event) = changes.message().await.map_err(|status| connection.explain(status))? {
-        if event.r#type() == Type::Bookmark {
-            continue;
+    let mut watch = Watch::open(connection, request).await?;
+    loop {
+        match watch.next().await? {
+            Change::Seen(object) => {
+                *left = running(&object);
+                if left.is_empty() {
+                    return Ok(());
+                }
+                bar.set_message(format!("{} still on {host}", left.join(", ")));
+            }
+            Change::Gone(_) => return Ok(()),
+            Change::Complete | Change::Again => {}
         }
-        let object: Value = serde_json::from_str(&event.json).context("the operator sent no JSON")?;
-        let count = |part: &str| object[part]["workloads"].as_array().map_or(0, Vec::len);
-        let left = count("spec").max(count("status"));
-        if left == 0 {
-            return Ok(());
-        }
-        bar.set_message(format!("{left} still on {host}"));
     }
-    bail!("the operator ended the watch: run the same command again")
+}
+
+/// Ids of what shall run on a host or has not ended there yet.
+fn running(host: &Value) -> Vec<String> {
+    let seen = items(&host["status"], "workloads").iter().filter(|workload| workload["state"] != "Stopped");
+    let all = items(&host["spec"], "workloads").iter().chain(seen);
+    let mut ids: Vec<String> = all.map(|workload| text(workload, &["id"]).to_owned()).collect();
+    ids.sort();
+    ids.dedup();
+    ids
 }

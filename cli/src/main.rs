@@ -6,25 +6,31 @@ mod chat;
 mod config;
 mod connection;
 mod describe;
+mod events;
 mod get;
 mod hosts;
 mod logs;
+mod manifests;
+mod near;
 mod object;
 mod output;
+mod plugin;
+mod span;
 mod status;
 mod table;
 mod token;
 mod wait;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::connection::Connection;
-use crate::object::Target;
+use crate::object::{Target, Usage};
 
 /// Keep large language models answering on machines that you own.
 #[derive(Parser)]
@@ -77,7 +83,9 @@ enum Command {
     /// Install the agent as a service of this machine.
     #[command(subcommand)]
     Agent(agent::Command),
-    /// Print a completion script: `source <(tandem completion bash)`.
+    /// Print a completion script for a shell.
+    #[command(after_help = "Examples:\n  source <(tandem completion bash)\n  \
+                            tandem completion fish > ~/.config/fish/completions/tandem.fish")]
     Completion {
         /// The shell to complete for.
         shell: Shell,
@@ -86,7 +94,10 @@ enum Command {
 
 fn main() -> ExitCode {
     tandem_pki::install_tls_provider();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::from_arg_matches(&plugin::command().get_matches()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -97,18 +108,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// 2 for a command line that can't be meant, as clap has it, and 1 for all else.
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
-    ExitCode::FAILURE
+    if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode> {
     let Global { config, namespace } = arguments.global;
     let connect = || Connection::open(config.as_deref(), namespace.clone());
     match arguments.command {
-        Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "tandem", &mut std::io::stdout());
-        }
+        Command::Completion { shell } => output::write(&plugin::completion(shell))?,
         Command::Agent(command) => return agent::run(&command).await,
         Command::Apply(options) => return apply::apply(connect()?, &options).await,
         Command::Delete(options) => return apply::delete(connect()?, &options).await,
@@ -123,23 +133,4 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Logs(options) => logs::run(connect()?, &options).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn every_shell_gets_a_completion_script() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "tandem", &mut script);
-            assert!(String::from_utf8(script).unwrap().contains("join-token"));
-        }
-    }
 }

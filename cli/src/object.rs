@@ -2,9 +2,15 @@
 
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
+use thiserror::Error;
+
+/// A command line that can't be meant: exit code 2, as for what clap refuses.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
 
 /// The kinds there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,16 +41,23 @@ impl Kind {
         self == Self::Deployment
     }
 
-    /// The kind of a manifest or an answer.
-    pub(crate) fn of(object: &Value) -> Option<Self> {
-        object["kind"].as_str()?.parse().ok()
+    /// Every kind.
+    pub(crate) const ALL: [Self; 2] = [Self::Deployment, Self::Host];
+}
+
+impl From<tandem_crds::Kind> for Kind {
+    fn from(kind: tandem_crds::Kind) -> Self {
+        match kind {
+            tandem_crds::Kind::InferenceDeployment => Self::Deployment,
+            tandem_crds::Kind::InferenceHost => Self::Host,
+        }
     }
 }
 
 impl FromStr for Kind {
-    type Err = String;
+    type Err = Usage;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Usage> {
         let lower = text.to_ascii_lowercase();
         let bare = lower.strip_suffix(".inference.tandem.dev").unwrap_or(&lower);
         match bare {
@@ -55,9 +68,9 @@ impl FromStr for Kind {
             | "deployments"
             | "deploy" => Ok(Self::Deployment),
             "infh" | "inferencehost" | "inferencehosts" | "host" | "hosts" => Ok(Self::Host),
-            _ => Err(format!(
+            _ => Err(Usage(format!(
                 "there is no kind `{text}`: say infd (InferenceDeployment) or infh (InferenceHost)"
-            )),
+            ))),
         }
     }
 }
@@ -79,23 +92,22 @@ impl Target {
     }
 
     /// Kind and, if one was said, name.
-    pub(crate) fn parse(&self) -> Result<(Kind, Option<&str>)> {
-        let parse = |kind: &str| kind.parse::<Kind>().map_err(anyhow::Error::msg);
+    pub(crate) fn parse(&self) -> Result<(Kind, Option<&str>), Usage> {
         match (self.kind.split_once('/'), self.name.as_deref()) {
             (Some((_, first)), Some(second)) => {
-                bail!("two names are given, `{first}` and `{second}`: say one")
+                Err(Usage(format!("two names are given, `{first}` and `{second}`: say one")))
             }
-            (Some((kind, name)), None) if !name.is_empty() => Ok((parse(kind)?, Some(name))),
-            (Some(_), None) => bail!("`{}` lacks the name behind the slash", self.kind),
-            (None, name) => Ok((parse(&self.kind)?, name)),
+            (Some((kind, name)), None) if !name.is_empty() => Ok((kind.parse()?, Some(name))),
+            (Some(_), None) => Err(Usage(format!("`{}` lacks the name behind the slash", self.kind))),
+            (None, name) => Ok((self.kind.parse()?, name)),
         }
     }
 
     /// Kind and name, where one object is meant.
-    pub(crate) fn one(&self) -> Result<(Kind, &str)> {
+    pub(crate) fn one(&self) -> Result<(Kind, &str), Usage> {
         match self.parse()? {
             (kind, Some(name)) => Ok((kind, name)),
-            (_, None) => bail!("which one? Say {}/NAME", self.kind),
+            (_, None) => Err(Usage(format!("which one? Say {}/NAME", self.kind))),
         }
     }
 }
@@ -112,6 +124,11 @@ pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> Option<(&'a str, &
 /// A text at a path of keys, or nothing.
 pub(crate) fn text<'a>(object: &'a Value, path: &[&str]) -> &'a str {
     path.iter().fold(object, |value, key| &value[key]).as_str().unwrap_or_default()
+}
+
+/// The items of a list, or none.
+pub(crate) fn items<'a>(object: &'a Value, key: &str) -> &'a [Value] {
+    object[key].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// An object's name.

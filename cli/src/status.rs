@@ -6,15 +6,15 @@ use serde_json::Value;
 use tandem_control_api::{StatusRequest, StatusResponse};
 
 use crate::connection::Connection;
-use crate::get::write;
-use crate::object::{Kind, condition, name, text};
+use crate::object::{Kind, condition, items, name, text};
+use crate::output::write;
 use crate::table;
 
 pub(crate) async fn run(mut connection: Connection) -> Result<()> {
-    let status =
-        connection.fleet.status(StatusRequest {}).await.map_err(|status| connection.explain(status))?;
-    let hosts = connection.list(Kind::Host, None, true).await?;
-    let deployments = connection.list(Kind::Deployment, None, true).await?;
+    let status = connection.fleet.status(StatusRequest {}).await;
+    let status = status.map_err(|status| connection.explain(&status))?;
+    let hosts = connection.list(Kind::Host, true).await?;
+    let deployments = connection.list(Kind::Deployment, true).await?;
     write(&screen(&connection.operator, &status.into_inner(), &hosts, &deployments, Timestamp::now()))
 }
 
@@ -45,7 +45,7 @@ fn screen(
         if gateways.is_empty() { "" } else { ": " },
         gateways.join(", ")
     );
-    let wrong = trouble(status, deployments);
+    let wrong = trouble(status, hosts, deployments);
     if !wrong.is_empty() {
         out += "\nWrong:\n";
         for line in wrong {
@@ -54,11 +54,11 @@ fn screen(
     }
     if !deployments.is_empty() {
         out += "\n";
-        out += &table::of(Kind::Deployment, deployments, false, now);
+        out += &table::of(Kind::Deployment, deployments, false, true, now);
     }
     if !hosts.is_empty() {
         out += "\n";
-        out += &table::of(Kind::Host, hosts, false, now);
+        out += &table::of(Kind::Host, hosts, false, true, now);
     }
     if hosts.is_empty() {
         out += "\nNext: `tandem join-token` on this machine, then `tandem-agent run` with it on each host.\n";
@@ -69,22 +69,39 @@ fn screen(
 }
 
 /// One line for everything that somebody should look at.
-fn trouble(status: &StatusResponse, deployments: &[Value]) -> Vec<String> {
-    let silent = status.hosts.iter().filter(|host| !host.connected);
-    let mut lines: Vec<String> = silent.map(|host| format!("host {} is not connected", host.name)).collect();
-    if status.gateways.iter().all(|gateway| !gateway.connected) && !deployments.is_empty() {
+fn trouble(status: &StatusResponse, hosts: &[Value], deployments: &[Value]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for host in status.hosts.iter().filter(|host| !host.connected) {
+        lines.push(format!(
+            "host {0} is not connected: see to its agent there, or `tandem delete infh/{0}` if it is gone for good",
+            host.name
+        ));
+    }
+    for host in hosts {
+        for workload in items(&host["status"], "workloads").iter().filter(|w| w["state"] == "Failed") {
+            let why = workload["message"].as_str().or(workload["lastExit"]["cause"].as_str());
+            lines.push(format!(
+                "{} on host {} has failed: {}",
+                text(workload, &["id"]),
+                name(host),
+                why.unwrap_or("see `tandem logs`")
+            ));
+        }
+    }
+    if !deployments.is_empty() && !status.gateways.iter().any(|gateway| gateway.connected) {
         lines.push(
-            "no gateway is connected: clients can't reach a model through one that never was".to_owned(),
+            "no gateway is connected, so clients reach no model: see `tandem join-token --role gateway`"
+                .to_owned(),
         );
     }
     for object in deployments {
+        let namespace = text(object, &["metadata", "namespace"]);
         for (kind, bad) in
             [("Stalled", "True"), ("Ready", "False"), ("Redundant", "False"), ("Degraded", "True")]
         {
             if let Some((found, reason, message)) = condition(object, kind)
                 && found == bad
             {
-                let namespace = text(object, &["metadata", "namespace"]);
                 let not = if bad == "False" { "not " } else { "" };
                 lines.push(format!("{namespace}/{} is {not}{kind} ({reason}): {message}", name(object)));
             }
@@ -120,6 +137,6 @@ mod tests {
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part:?} is not in\n{text}"));
         assert!(at("✗ host mac-b is not connected") < at("NAME"));
         assert!(at("✗ llm/kimi is not Redundant (HostLost): mac-b is silent") < at("NAME"));
-        assert!(!text.contains("Ready (") && at("leads in term 4") < at("Gateways 1 of 1"));
+        assert!(!text.contains("not Ready") && at("leads in term 4") < at("Gateways 1 of 1"));
     }
 }

@@ -1,96 +1,159 @@
 //! Tables as kubectl prints them: columns, two spaces apart, no lines.
 
-use comfy_table::{Table, TableStyle};
+use comfy_table::{ColumnConstraint, Table, TableStyle, Width};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::object::{Kind, condition, name, text};
+use crate::object::{Kind, condition, items, name, text};
+use crate::span::since;
 
-/// The table of a kind.
-pub(crate) fn of(kind: Kind, objects: &[Value], wide: bool, now: Timestamp) -> String {
-    let (mut header, row): (Vec<&str>, fn(&Value, Timestamp) -> Vec<String>) = match kind {
+/// The table of a kind; with a column of namespaces where there may be several.
+pub(crate) fn of(kind: Kind, objects: &[Value], wide: bool, everywhere: bool, now: Timestamp) -> String {
+    let mut columns = Columns::default();
+    let header = header(kind, wide, everywhere);
+    columns.lay(&header, objects.iter().map(|object| row(kind, object, wide, everywhere, now)))
+}
+
+/// The titles of a kind's columns.
+pub(crate) fn header(kind: Kind, wide: bool, everywhere: bool) -> Vec<&'static str> {
+    let mut titles = Vec::new();
+    if everywhere && kind.namespaced() {
+        titles.push("NAMESPACE");
+    }
+    match kind {
         Kind::Deployment => {
-            (vec!["NAME", "MODEL", "QUANT", "COPIES", "READY", "REDUNDANT", "COVER", "AGE"], deployment)
+            titles.extend(["NAME", "MODEL", "QUANT", "READY", "COVER", "REDUNDANT", "AGE"]);
+            titles.extend(["HOSTS", "ENDPOINT"].iter().filter(|_| wide));
         }
-        Kind::Host => (vec!["NAME", "READY", "SCHEDULABLE", "DEVICES", "MEMORY", "WORKLOADS", "AGE"], host),
-    };
-    if wide {
-        header.push(if kind == Kind::Deployment { "HOSTS" } else { "ADDRESS" });
+        Kind::Host => {
+            titles.extend(["NAME", "READY", "SCHEDULABLE", "DEVICES", "MEMORY", "WORKLOADS", "AGE"]);
+            titles.extend(["ADDRESS", "VERSION", "TERM"].iter().filter(|_| wide));
+        }
     }
-    let rows = objects.iter().map(|object| {
-        let mut cells = row(object, now);
-        if wide {
-            cells.push(match kind {
-                Kind::Deployment => hosts(object),
-                Kind::Host => or_dash(text(object, &["status", "address"])),
-            });
-        }
-        cells
-    });
-    plain(&header, rows)
+    titles
 }
 
-/// Any table.
-pub(crate) fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(TableStyle::new());
-    table.set_header(header.to_vec());
-    for row in rows {
-        table.add_row(row);
+/// One object under those titles.
+pub(crate) fn row(kind: Kind, object: &Value, wide: bool, everywhere: bool, now: Timestamp) -> Vec<String> {
+    let mut cells = Vec::new();
+    if everywhere && kind.namespaced() {
+        cells.push(or_dash(text(object, &["metadata", "namespace"])));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    cells.push(name(object).to_owned());
+    match kind {
+        Kind::Deployment => deployment(object, wide, now, &mut cells),
+        Kind::Host => host(object, wide, now, &mut cells),
     }
-    let mut text: String = table.lines().map(|line| line.trim_end().to_owned() + "\n").collect();
-    if text.is_empty() {
-        text.push('\n');
-    }
-    text
+    cells
 }
 
-fn deployment(object: &Value, now: Timestamp) -> Vec<String> {
-    let status = &object["status"];
-    let number = |key: &str| status[key].as_i64().unwrap_or(0);
-    vec![
-        name(object).to_owned(),
+fn deployment(object: &Value, wide: bool, now: Timestamp, cells: &mut Vec<String>) {
+    cells.extend([
         or_dash(text(object, &["spec", "model", "name"])),
         or_dash(text(object, &["spec", "quant"])),
-        format!("{}/{}", number("readyCopies"), number("copies")),
-        holds(object, "Ready"),
+        or_dash(text(object, &["status", "ready"])),
+        or_dash(text(object, &["status", "cover"])),
         holds(object, "Redundant"),
-        or_dash(status["cover"].as_str().unwrap_or_default()),
         age(object, now),
-    ]
+    ]);
+    if wide {
+        let hosts: Vec<&str> = items(&object["status"], "placements")
+            .iter()
+            .map(|placement| text(placement, &["host"]))
+            .collect();
+        cells.extend([or_dash(&hosts.join(",")), or_dash(text(object, &["status", "endpoint"]))]);
+    }
 }
 
-fn host(object: &Value, now: Timestamp) -> Vec<String> {
+fn host(object: &Value, wide: bool, now: Timestamp, cells: &mut Vec<String>) {
     let status = &object["status"];
-    let devices = status["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let kinds: Vec<&str> = devices.iter().filter_map(|device| device["kind"].as_str()).collect();
-    let bytes: u64 = devices.iter().filter_map(|device| device["memoryBytes"].as_u64()).sum();
-    vec![
-        name(object).to_owned(),
+    let workloads = items(status, "workloads").iter().filter(|workload| workload["state"] != "Stopped");
+    cells.extend([
         holds(object, "Ready"),
-        if object["spec"]["unschedulable"].as_bool() == Some(true) { "no".into() } else { "yes".into() },
-        or_dash(&kinds.join(",")),
-        if bytes == 0 { "-".into() } else { size(bytes) },
-        status["workloads"].as_array().map_or(0, Vec::len).to_string(),
+        schedulable(object).to_owned(),
+        or_dash(&devices(items(status, "devices"))),
+        status["memory"]["totalBytes"].as_u64().map_or_else(|| "-".to_owned(), size),
+        workloads.count().to_string(),
         age(object, now),
-    ]
+    ]);
+    if wide {
+        let term = object["spec"]["term"].as_u64().unwrap_or_default();
+        cells.extend([
+            or_dash(text(object, &["status", "address"])),
+            or_dash(text(object, &["status", "agentVersion"])),
+            if term == 0 { "-".to_owned() } else { term.to_string() },
+        ]);
+    }
 }
 
-fn hosts(object: &Value) -> String {
-    let placements = object["status"]["placements"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let hosts: Vec<&str> = placements.iter().filter_map(|placement| placement["host"].as_str()).collect();
-    or_dash(&hosts.join(","))
+/// Whether a host takes new copies, and whether it is being emptied.
+pub(crate) fn schedulable(host: &Value) -> &'static str {
+    match (&host["spec"]["unschedulable"], &host["spec"]["drain"]) {
+        (_, Value::String(_)) => "no, draining",
+        (Value::Bool(true), _) => "no",
+        _ => "yes",
+    }
+}
+
+/// Kinds of device, counted: `CPU,8xCUDA`.
+fn devices(devices: &[Value]) -> String {
+    let mut counted: Vec<(&str, usize)> = Vec::new();
+    for device in devices {
+        let kind = text(device, &["kind"]);
+        match counted.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((kind, 1)),
+        }
+    }
+    let text = |(kind, count): &(&str, usize)| match count {
+        1 => (*kind).to_owned(),
+        _ => format!("{count}x{kind}"),
+    };
+    counted.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 fn holds(object: &Value, kind: &str) -> String {
     condition(object, kind).map_or_else(|| "-".to_owned(), |(status, ..)| or_dash(status))
 }
 
-fn or_dash(text: &str) -> String {
+/// A text, or a dash for none.
+pub(crate) fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+/// Any table.
+pub(crate) fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    Columns::default().lay(header, rows)
+}
+
+/// Widths of columns, so that rows which come later stand under those before.
+#[derive(Default)]
+pub(crate) struct Columns {
+    widths: Vec<u16>,
+}
+
+impl Columns {
+    /// Rows under a header, or where it is empty, rows alone; with a line end behind each.
+    pub(crate) fn lay(&mut self, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+        let mut table = Table::new();
+        table.load_style(TableStyle::new());
+        if !header.is_empty() {
+            table.set_header(header.to_vec());
+        }
+        for row in rows {
+            table.add_row(row);
+        }
+        let mut widths = table.column_max_content_widths();
+        for (width, before) in widths.iter_mut().zip(&self.widths) {
+            *width = (*width).max(*before);
+        }
+        for (column, width) in table.column_iter_mut().zip(&widths) {
+            column.set_padding((0, 2));
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width.saturating_add(2))));
+        }
+        self.widths = widths;
+        table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+    }
 }
 
 /// Bytes in binary units, as memory is sold and reported.
@@ -112,46 +175,58 @@ pub(crate) fn age(object: &Value, now: Timestamp) -> String {
         .map_or_else(|_| "-".to_owned(), |then| since(then, now))
 }
 
-/// A time span in its two largest units at most, as kubectl does.
-pub(crate) fn since(then: Timestamp, now: Timestamp) -> String {
-    let seconds = now.as_second().saturating_sub(then.as_second()).max(0);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7_200 => format!("{}m", seconds / 60),
-        7_200..172_800 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
+    fn now() -> Timestamp {
+        "2026-01-01T00:03:00Z".parse().unwrap()
+    }
+
     #[test]
     fn a_deployment_is_one_aligned_line() {
         let object = json!({
-            "metadata": {"name": "tiny-kimi", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "metadata": {"name": "tiny-kimi", "namespace": "llm", "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"model": {"name": "tiny-kimi"}, "quant": "Q4_K_M"},
-            "status": {"copies": 2, "readyCopies": 2, "cover": "Hot",
+            "status": {"copies": 2, "readyCopies": 2, "ready": "2/2", "cover": "Hot", "endpoint": "http://edge:8080",
                 "conditions": [{"type": "Ready", "status": "True"}, {"type": "Redundant", "status": "True"}],
                 "placements": [{"host": "a"}, {"host": "b"}]},
         });
-        let now = "2026-01-01T00:03:00Z".parse().unwrap();
         assert_eq!(
-            of(Kind::Deployment, &[object], true, now),
-            "NAME       MODEL      QUANT   COPIES  READY  REDUNDANT  COVER  AGE  HOSTS\n\
-             tiny-kimi  tiny-kimi  Q4_K_M  2/2     True   True       Hot    3m   a,b\n"
+            of(Kind::Deployment, &[object], true, true, now()),
+            "NAMESPACE  NAME       MODEL      QUANT   READY  COVER  REDUNDANT  AGE  HOSTS  ENDPOINT\n\
+             llm        tiny-kimi  tiny-kimi  Q4_K_M  2/2    Hot    True       3m   a,b    http://edge:8080\n"
         );
     }
 
     #[test]
-    fn sizes_and_ages_are_short() {
-        assert_eq!([size(512), size(1536), size(384 << 30)], ["512 B", "1.5 KiB", "384.0 GiB"]);
-        let at = |s: i64| Timestamp::from_second(s).unwrap();
+    fn a_host_counts_its_devices_and_what_has_not_ended() {
+        let object = json!({
+            "metadata": {"name": "dgx-1"},
+            "spec": {"term": 3, "unschedulable": true, "drain": "Requested"},
+            "status": {"address": "10.0.0.7", "memory": {"totalBytes": 2_u64 << 40},
+                "devices": [{"kind": "CPU"}, {"kind": "CUDA"}, {"kind": "CUDA"}],
+                "workloads": [{"state": "Ready"}, {"state": "Stopped"}]},
+        });
+        let text = of(Kind::Host, &[object], true, false, now());
         assert_eq!(
-            [since(at(0), at(119)), since(at(0), at(120)), since(at(0), at(200_000))],
-            ["119s", "2m", "2d"]
+            text.lines().nth(1),
+            Some("dgx-1  -      no, draining  CPU,2xCUDA  2.0 TiB  1          -    10.0.0.7  -        3")
         );
+    }
+
+    #[test]
+    fn later_rows_stand_under_earlier_ones() {
+        let mut columns = Columns::default();
+        let first = columns.lay(&["NAME", "READY"], [vec!["tiny-kimi".into(), "1/2".into()]]);
+        assert_eq!(first, "NAME       READY\ntiny-kimi  1/2\n");
+        assert_eq!(columns.lay(&[], [vec!["a".into(), "2/2".into()]]), "a          2/2\n");
+        assert_eq!(columns.lay(&["NAME"], Vec::new()), "NAME\n");
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!([size(512), size(1536), size(384 << 30)], ["512 B", "1.5 KiB", "384.0 GiB"]);
     }
 }

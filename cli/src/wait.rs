@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
-use tandem_control_api::object_event::Type;
 use tokio::time::timeout;
 
 use crate::connection::Connection;
-use crate::object::{Kind, Target, condition};
+use crate::object::{Kind, Target, condition, items};
+use crate::output::write;
+use crate::span;
+use crate::watch::{Change, Watch};
 
 /// What to wait for.
 #[derive(Args)]
@@ -23,7 +26,7 @@ pub(crate) struct Options {
     #[arg(long = "for", value_name = "WHAT")]
     goal: Goal,
     /// How long, as 30s or 5m.
-    #[arg(long, default_value = "60s", value_parser = duration)]
+    #[arg(long, default_value = "60s", value_parser = span::parse)]
     timeout: Duration,
 }
 
@@ -48,79 +51,91 @@ impl FromStr for Goal {
     }
 }
 
-/// `90`, `90s`, `5m`, `2h`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let seconds = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        _ => return Err("say a time as 30s, 5m or 2h".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "say a time as 30s, 5m or 2h".to_owned())?;
-    number
-        .checked_mul(seconds)
-        .filter(|s| *s <= 7 * 86_400)
-        .map(Duration::from_secs)
-        .ok_or("at most a week".to_owned())
+pub(crate) async fn run(connection: Connection, options: &Options) -> Result<()> {
+    let (kind, name) = options.target.one()?;
+    let label = format!("{}/{name}", kind.lower());
+    let mut last = None;
+    let bar = spinner()?;
+    bar.set_message(label.clone());
+    let waiting = reached(&connection, kind, name, &options.goal, &mut last, &bar);
+    let ended = timeout(options.timeout, waiting).await;
+    bar.finish_and_clear();
+    match ended {
+        Ok(result) => result?,
+        Err(_) => {
+            bail!("{label} after {}: {}", span::text(options.timeout), standing(&options.goal, last.as_ref()))
+        }
+    }
+    match &options.goal {
+        Goal::Gone => write(&format!("{label} is gone\n")),
+        Goal::Condition { name, status } => write(&format!("{label} has {name}={status}\n")),
+    }
 }
 
-pub(crate) async fn run(mut connection: Connection, options: &Options) -> Result<()> {
-    let (kind, name) = options.target.one()?;
-    let mut last = None;
-    match timeout(options.timeout, reached(&mut connection, kind, name, &options.goal, &mut last)).await {
-        Ok(result) => result?,
-        Err(_) => bail!("{}", too_late(kind, name, options, last.as_ref())),
-    }
-    println!(
-        "{}/{name} {}",
-        kind.lower(),
-        match &options.goal {
-            Goal::Gone => "is gone".to_owned(),
-            Goal::Condition { name, status } => format!("has {name}={status}"),
-        }
-    );
-    Ok(())
+/// Shows on a terminal that something is waited for, and nothing elsewhere.
+pub(crate) fn spinner() -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
+    let bar = ProgressBar::new_spinner().with_style(style.context("the template is constant")?);
+    bar.enable_steady_tick(Duration::from_millis(120));
+    Ok(bar)
 }
 
 async fn reached(
-    connection: &mut Connection,
+    connection: &Connection,
     kind: Kind,
     name: &str,
     goal: &Goal,
     last: &mut Option<Value>,
+    bar: &ProgressBar,
 ) -> Result<()> {
     let request = connection.list_request(kind, Some(name), false);
-    let mut changes =
-        connection.objects.watch(request).await.map_err(|status| connection.explain(status))?.into_inner();
-    while let Some(event) = changes.message().await.map_err(|status| connection.explain(status))? {
-        match (event.r#type(), goal) {
-            (Type::Deleted, Goal::Gone) => return Ok(()),
-            (Type::Deleted, Goal::Condition { .. }) => *last = None,
-            // All that exists was told before the bookmark.
-            (Type::Bookmark, Goal::Gone) if last.is_none() => return Ok(()),
-            (Type::Bookmark, _) => {}
-            (_, Goal::Gone) => *last = Some(Value::Null),
-            (_, Goal::Condition { name, status }) => {
-                let object: Value = serde_json::from_str(&event.json).context("the operator sent no JSON")?;
-                if condition(&object, name).is_some_and(|(found, ..)| found.eq_ignore_ascii_case(status)) {
-                    return Ok(());
-                }
+    let mut watch = Watch::open(connection, request).await?;
+    loop {
+        match watch.next().await? {
+            Change::Seen(object) if holds(goal, &object) => return Ok(()),
+            Change::Seen(object) => {
+                bar.set_message(format!("{}/{name}: {}", kind.lower(), standing(goal, Some(&object))));
                 *last = Some(object);
             }
+            Change::Gone(_) if *goal == Goal::Gone => return Ok(()),
+            Change::Complete if *goal == Goal::Gone && last.is_none() => return Ok(()),
+            Change::Gone(_) | Change::Again => *last = None,
+            Change::Complete => {}
         }
     }
-    bail!("the operator ended the watch: ask again")
 }
 
-fn too_late(kind: Kind, name: &str, options: &Options, last: Option<&Value>) -> String {
-    let start = format!("{}/{name} after {:?}:", kind.lower(), options.timeout);
-    match (&options.goal, last) {
-        (Goal::Gone, _) => format!("{start} it still exists"),
-        (_, None) => format!("{start} it does not exist"),
+fn holds(goal: &Goal, object: &Value) -> bool {
+    match goal {
+        Goal::Gone => false,
+        Goal::Condition { name, status } => {
+            condition(object, name).is_some_and(|(found, ..)| found.eq_ignore_ascii_case(status))
+                && !outdated(object, name)
+        }
+    }
+}
+
+/// Whether a condition speaks of what the manifest said before its last change.
+fn outdated(object: &Value, name: &str) -> bool {
+    let conditions = items(&object["status"], "conditions");
+    let found = conditions.iter().find(|c| c["type"].as_str().is_some_and(|t| t.eq_ignore_ascii_case(name)));
+    let about = found.and_then(|condition| condition["observedGeneration"].as_i64());
+    matches!((about, object["metadata"]["generation"].as_i64()), (Some(about), Some(now)) if about < now)
+}
+
+/// How far it is from the goal, as the end of a sentence.
+fn standing(goal: &Goal, object: Option<&Value>) -> String {
+    match (goal, object) {
+        (_, None) => "it does not exist".to_owned(),
+        (Goal::Gone, Some(_)) => "it still exists".to_owned(),
         (Goal::Condition { name, .. }, Some(object)) => match condition(object, name) {
-            Some((status, reason, message)) => format!("{start} {name} is {status} ({reason}): {message}"),
-            None => format!("{start} it has no condition {name}"),
+            None => format!("it has no condition {name}"),
+            Some((status, ..)) if outdated(object, name) => {
+                format!(
+                    "{name} is {status} for the manifest before the last change; the new one is not looked at yet"
+                )
+            }
+            Some((status, reason, message)) => format!("{name} is {status} ({reason}): {message}"),
         },
     }
 }
@@ -128,10 +143,14 @@ fn too_late(kind: Kind, name: &str, options: &Options, last: Option<&Value>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    fn ready(status: &str) -> Goal {
+        Goal::Condition { name: "Ready".into(), status: status.into() }
+    }
 
     #[test]
     fn goals_read_as_kubectl_reads_them() {
-        let ready = |status: &str| Goal::Condition { name: "Ready".into(), status: status.into() };
         assert_eq!("condition=Ready".parse(), Ok(ready("True")));
         assert_eq!("condition=Ready=False".parse(), Ok(ready("False")));
         assert_eq!("delete".parse(), Ok(Goal::Gone));
@@ -141,11 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_bounded() {
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
-        for bad in ["", "s", "-1s", "1d", "99999999999999999999s", "200h"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
+    fn a_condition_of_an_older_generation_does_not_count() {
+        let object = |about: i64| {
+            json!({"metadata": {"generation": 4}, "status": {"conditions": [
+                {"type": "Ready", "status": "True", "reason": "Serving", "observedGeneration": about}]}})
+        };
+        assert!(holds(&ready("true"), &object(4)));
+        assert!(!holds(&ready("True"), &object(3)));
+        assert!(standing(&ready("True"), Some(&object(3))).contains("before the last change"));
     }
 }

@@ -47,7 +47,8 @@ impl Manifest {
     /// The object with its defaults, typed.
     #[must_use]
     pub fn object(&self) -> Object {
-        let admitted = admit(&self.written, None).expect("a manifest exists once it was admitted");
+        let admitted =
+            admit(&whole(self.kind, &self.written), None).expect("a manifest exists once it was admitted");
         match self.kind {
             Kind::InferenceDeployment => Object::Deployment(Box::new(typed(admitted))),
             Kind::InferenceHost => Object::Host(Box::new(typed(admitted))),
@@ -215,7 +216,7 @@ fn check(value: Value) -> Result<Manifest, (String, Vec<Violation>)> {
     let mut violations = Vec::new();
     check_unknown(kind.schema(), &value, "", &mut violations);
     check_unknown_metadata(&value["metadata"], &mut violations);
-    if let Err(others) = admit(&value, None) {
+    if let Err(others) = admit(&whole(kind, &value), None) {
         violations.extend(others);
     }
     violations.sort();
@@ -236,6 +237,15 @@ pub fn unknown_fields(value: &Value) -> Vec<Violation> {
     }
     violations.sort();
     violations
+}
+
+/// A host's spec is the operator's: people write labels and annotations, and may leave it out.
+fn whole(kind: Kind, value: &Value) -> Value {
+    let mut whole = value.clone();
+    if let (Kind::InferenceHost, Some(object)) = (kind, whole.as_object_mut()) {
+        object.entry("spec").or_insert_with(|| Map::new().into());
+    }
+    whole
 }
 
 /// Reports fields that no schema describes, where an API server would drop them in silence.

@@ -236,3 +236,11 @@ fn one_refused_document_does_not_hide_the_others() {
         .collect();
     assert_eq!(places, [None, Some(3), None, Some(5)], "behind what is not YAML nothing can be read");
 }
+
+#[test]
+fn a_host_is_labelled_without_a_spec() {
+    let text = "{apiVersion: inference.tandem.dev/v1alpha1, kind: InferenceHost, metadata: {name: a, labels: {zone: x}}}";
+    let [host] = manifest::parse(text).unwrap().try_into().unwrap();
+    assert!(host.written.get("spec").is_none(), "an apply owns only what it states");
+    assert!(matches!(host.object(), Object::Host(_)));
+}

@@ -124,7 +124,8 @@ mod tests {
     #[test]
     fn a_fit_machine_passes_and_each_fault_is_named_with_its_mend() {
         assert!(check(&fit()).iter().all(|check| check.holds));
-        let faults: [(&str, fn(&mut Facts)); 7] = [
+        type Fault = fn(&mut Facts);
+        let faults: [(&str, Fault); 7] = [
             ("sudo", |f| f.root = false),
             ("--print", |f| f.service_manager = false),
             ("--program", |f| f.program_found = false),

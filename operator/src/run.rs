@@ -22,6 +22,7 @@ pub struct Operator {
     address: SocketAddr,
     url: String,
     shutdown: CancellationToken,
+    store: Arc<dyn Store>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     control_loop: JoinHandle<()>,
 }
@@ -63,6 +64,7 @@ impl Operator {
             }
             None => self.server.await,
         };
+        self.store.close().await;
         server.context("the server panicked")?.context("the server failed")?;
         anyhow::ensure!(!unexpected, "a part of the operator ended by itself: see the log");
         Ok(())
@@ -92,12 +94,13 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     admin::prepare(&settings.data_dir.join("admin"), &authority, &url, now)?;
 
     let shutdown = CancellationToken::new();
-    let cluster = Arc::new(Cluster::new(store, clock, authority, settings.timing, shutdown.clone()));
+    let cluster =
+        Arc::new(Cluster::new(Arc::clone(&store), clock, authority, settings.timing, shutdown.clone()));
     cluster.refresh_revoked().await?;
     let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
     let server = tokio::spawn(async move { serve::run(cluster, listener, &credentials).await });
     tracing::info!(%address, url, version = env!("CARGO_PKG_VERSION"), "operator listens");
-    Ok(Operator { address, url, shutdown, server, control_loop })
+    Ok(Operator { address, url, shutdown, store, server, control_loop })
 }
 
 fn make_private(folder: &Path) -> Result<()> {

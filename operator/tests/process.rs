@@ -172,6 +172,66 @@ async fn a_pause_of_the_operator_is_no_silence_of_its_hosts() {
     assert_eq!(condition(&after, "Ready"), condition(&before, "Ready"), "no turn in between");
 }
 
+/// A full disk refuses what it can't keep, keeps what was said, and is used again once there is room.
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_full_disk_refuses_writes_and_loses_nothing() {
+    tandem_pki::install_tls_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("operator");
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    // Ignoring SIGXFSZ makes a write beyond the limit an error instead of a death.
+    let program = env!("CARGO_BIN_EXE_tandem-operator");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", program, "run", "--data-dir"]).arg(&data);
+    command.args(["--listen", &format!("127.0.0.1:{port}")]).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut process = Process(command.spawn().unwrap());
+    let admin = answers(&url, &data.join("admin")).await;
+    let world = World::of_process(dir, &url, admin);
+    let pid = process.0.id();
+    let limit = |bytes: u64| limit_file_size(pid, bytes);
+    let room = std::fs::metadata(data.join("store.redb")).unwrap().len();
+    assert!(limit(room), "prlimit of util-linux sets the limit");
+
+    let manifest = |n: usize| {
+        let mut manifest = world.deployment(&format!("d-{n}"), 0);
+        manifest["metadata"]["annotations"] = serde_json::json!({"note": "x".repeat(200_000)});
+        manifest
+    };
+    let mut kept = 0;
+    let refusal = loop {
+        match world.apply(manifest(kept)).await {
+            Ok(_) => kept += 1,
+            Err(status) => break status,
+        }
+        assert!(kept < 100, "the disk never gets full");
+    };
+    assert_eq!(refusal.code(), tonic::Code::Internal, "{refusal}");
+    assert!(
+        world.get("InferenceDeployment", "llm", &format!("d-{kept}")).await.is_none(),
+        "refused is not there"
+    );
+
+    assert!(limit(u64::MAX));
+    world.apply(manifest(kept)).await.unwrap();
+    process.kill();
+    let _process = Process::start(&data, port);
+    answers(&url, &data.join("admin")).await;
+    for n in 0..=kept {
+        assert!(world.get("InferenceDeployment", "llm", &format!("d-{n}")).await.is_some(), "d-{n}");
+    }
+}
+
+/// Limits how long files of another process may grow.
+#[cfg(target_os = "linux")]
+fn limit_file_size(pid: u32, bytes: u64) -> bool {
+    let bytes = if bytes == u64::MAX { "unlimited".to_owned() } else { bytes.to_string() };
+    let mut command = Command::new("prlimit");
+    command.args(["--pid", &pid.to_string(), &format!("--fsize={bytes}:unlimited")]);
+    command.status().is_ok_and(|status| status.success())
+}
+
 #[tokio::test]
 async fn a_second_process_on_the_same_folder_says_why_it_ends() {
     tandem_pki::install_tls_provider();

@@ -177,4 +177,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Removes the private document that still has this version. Of two that try, one succeeds.
     async fn delete_record(&self, collection: &str, key: &str, expected: &Version) -> Result<(), StoreError>;
+
+    /// Lets go of everything that another process may want; every later write fails with [`StoreError::Closed`]. What was
+    /// written is durable without this.
+    async fn close(&self);
 }

@@ -100,6 +100,18 @@ async fn a_second_opener_is_told_why_not() {
 }
 
 #[tokio::test]
+async fn a_closed_store_writes_nothing_and_lets_another_open_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let store = open(&path).await.unwrap();
+    store.create(host("mac-a"), "operator").await.unwrap();
+    store.close().await;
+    assert!(matches!(store.create(host("mac-b"), "operator").await, Err(StoreError::Closed)));
+    let next = open(&path).await.unwrap();
+    assert_eq!(next.list(&Selector::all(Kind::InferenceHost)).await.unwrap().objects.len(), 1);
+}
+
+#[tokio::test]
 async fn a_newer_format_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");

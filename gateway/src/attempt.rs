@@ -8,6 +8,7 @@ use tandem_worker_api::{AttemptId, GenerateRequest};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 
 use crate::replica::Replica;
@@ -24,12 +25,17 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     /// Calls the worker in a task of its own. What it says, and that it was lost, goes to `out`.
-    pub(crate) fn start(replica: Arc<Replica>, request: GenerateRequest, out: mpsc::Sender<Input>) -> Self {
+    pub(crate) fn start(
+        tasks: &TaskTracker,
+        replica: Arc<Replica>,
+        request: GenerateRequest,
+        out: mpsc::Sender<Input>,
+    ) -> Self {
         let cancelled = CancellationToken::new();
         let guard = cancelled.clone().drop_guard();
         // Counted at once, so that the next choice already sees a busier worker.
         let running = replica.run();
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let _running = running;
             let id = request.id.clone().unwrap_or_default();
             if speak(&replica, request, &id, &out, &cancelled).await == Ended::Cancelled {
@@ -87,11 +93,13 @@ async fn speak(
         let event = tokio::select! {
             biased;
             () = cancelled.cancelled() => return Ended::Cancelled,
+            // The choice is over, and this attempt said its last token.
+            () = out.closed() => return Ended::ByItself,
             event = events.message() => event,
         };
         let input = match event {
             Ok(Some(event)) => Input::Heard(id.attempt, event),
-            // The choice has let go of an attempt that said its last word; to any other this is a loss.
+            // An attempt that said its last word is not missed; of any other the choice hears that it is lost.
             Ok(None) => return lost(Loss::Broken).await,
             Err(status) => return lost(loss(replica, &status)).await,
         };

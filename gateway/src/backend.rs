@@ -1,11 +1,12 @@
 //! The gateway as the HTTP layer sees it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
 use tandem_gateway_core::Refusal;
+use tandem_gateway_core::budget::Budget;
 use tandem_gateway_core::conduct::Policy;
 use tandem_openai::{Backend, EventStream, Model};
 use tandem_worker_api::{GenerateRequest, Sampling};
@@ -20,21 +21,22 @@ use crate::fleet::Fleet;
 pub struct Gateway {
     fleet: Arc<Fleet>,
     policy: Policy,
-    choices: TaskTracker,
+    budget: Arc<Mutex<Budget>>,
+    tasks: TaskTracker,
 }
 
 impl Gateway {
     /// Serves on this fleet, as patiently as `policy` says.
     #[must_use]
     pub fn new(fleet: Arc<Fleet>, policy: Policy) -> Self {
-        Self { fleet, policy, choices: TaskTracker::new() }
+        Self { fleet, policy, budget: Arc::default(), tasks: TaskTracker::new() }
     }
 
-    /// Waits, for at most so long, until no choice runs any more.
+    /// Waits, for at most so long, until no choice runs any more and every cancel was sent.
     pub async fn settle(&self, within: Duration) {
-        self.choices.close();
-        if tokio::time::timeout(within, self.choices.wait()).await.is_err() {
-            tracing::warn!(left = self.choices.len(), "choices are left at the end");
+        self.tasks.close();
+        if tokio::time::timeout(within, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "choices and attempts are left at the end");
         }
     }
 }
@@ -79,8 +81,11 @@ impl Backend for Gateway {
                 ..request
             },
             client,
+            budget: self.budget.clone(),
+            tasks: self.tasks.clone(),
         };
-        self.choices.spawn(choice.run());
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).earn();
+        self.tasks.spawn(choice.run());
         ReceiverStream::new(events).boxed()
     }
 }

@@ -1,15 +1,17 @@
 //! One choice under way: carries out what its conductor decides.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tandem_gateway_core::conduct::{Action, Conductor, Input, Policy, Why};
+use tandem_gateway_core::budget::Budget;
+use tandem_gateway_core::conduct::{Action, Conductor, Input, Loss, Policy, Replica, Why};
 use tandem_gateway_core::ledger::Limits;
 use tandem_gateway_core::{Event, Refusal};
 use tandem_worker_api::GenerateRequest;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempt;
 use crate::fleet::Fleet;
@@ -28,6 +30,10 @@ pub(crate) struct Choice {
     /// What every attempt is asked, but for its number and what it resumes.
     pub(crate) request: GenerateRequest,
     pub(crate) client: mpsc::Sender<Result<Event, Refusal>>,
+    /// For second attempts on suspicion; all choices of the gateway share it.
+    pub(crate) budget: Arc<Mutex<Budget>>,
+    /// Where attempts run, so that the end of the program can wait for their cancels.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// The client went away, or does not read.
@@ -54,7 +60,8 @@ impl Choice {
                 _ = looks.tick() => Input::Look,
             };
             let replicas = self.fleet.view(&self.deployment);
-            for action in conductor.step(self.fleet.now(), input, &replicas) {
+            let actions = self.step(&mut conductor, input, &replicas);
+            for action in actions {
                 if self.act(action, &mut attempts, &out).await.is_err() {
                     return;
                 }
@@ -62,6 +69,11 @@ impl Choice {
         }
         // What was not cancelled by now said its last word.
         attempts.into_values().for_each(Attempt::leave);
+    }
+
+    fn step(&self, conductor: &mut Conductor, input: Input, replicas: &[Replica]) -> Vec<Action> {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        conductor.step(self.fleet.now(), input, replicas, &mut budget)
     }
 
     async fn act(
@@ -79,12 +91,10 @@ impl Choice {
                     GenerateRequest { id: Some(opening.id), resume: opening.resume, ..self.request.clone() };
                 match self.fleet.replica(&replica) {
                     Some(replica) => {
-                        attempts.insert(attempt, Attempt::start(replica, request, out.clone()));
+                        attempts.insert(attempt, Attempt::start(&self.tasks, replica, request, out.clone()));
                     }
                     // It left the table since the view was made. `out` has room or the choice looks again soon.
-                    None => {
-                        drop(out.try_send(Input::Lost(attempt, tandem_gateway_core::conduct::Loss::NotTaken)))
-                    }
+                    None => drop(out.try_send(Input::Lost(attempt, Loss::NotTaken))),
                 }
                 Ok(())
             }

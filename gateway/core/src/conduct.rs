@@ -11,6 +11,7 @@ use tandem_worker_api::{
     Finished, Frame, GenerateEvent, Rejected, Started, finished, generate_event, rejected,
 };
 
+use crate::budget::Budget;
 use crate::choose::{Candidate, choose};
 use crate::health::Standing;
 use crate::ledger::{Ending, Ledger, Limits, Opening, Verdict};
@@ -187,8 +188,14 @@ impl Conductor {
         self.runs.keys().copied()
     }
 
-    /// Takes one observation. `replicas` is the model's fleet as it looks at `now`.
-    pub fn step(&mut self, now: Duration, input: Input, replicas: &[Replica]) -> Vec<Action> {
+    /// Takes one observation. `replicas` is the model's fleet as it looks at `now`; `budget` is the whole gateway's.
+    pub fn step(
+        &mut self,
+        now: Duration,
+        input: Input,
+        replicas: &[Replica],
+        budget: &mut Budget,
+    ) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.over {
             return actions;
@@ -199,7 +206,7 @@ impl Conductor {
             Input::Lost(attempt, loss) => self.lost(attempt, loss),
         }
         if !self.over {
-            self.look(now, replicas, &mut actions);
+            self.look(now, replicas, budget, &mut actions);
         }
         actions
     }
@@ -331,7 +338,7 @@ impl Conductor {
         }
     }
 
-    fn look(&mut self, now: Duration, replicas: &[Replica], actions: &mut Vec<Action>) {
+    fn look(&mut self, now: Duration, replicas: &[Replica], budget: &mut Budget, actions: &mut Vec<Action>) {
         if now.saturating_sub(self.opened) >= self.policy.deadline {
             return self.fail(Refusal::DeadlineExceeded(self.policy.deadline), actions);
         }
@@ -357,10 +364,12 @@ impl Conductor {
             }
             return;
         }
+        let hedging = !self.runs.is_empty();
         match self.best(now, replicas) {
-            Some(replica) => self.open(now, replica, actions),
-            None if self.runs.is_empty() => self.wait(now, replicas, actions),
-            None => {}
+            // Who has lost its worker is moved whatever it costs.
+            Some(replica) if !hedging || budget.spend() => self.open(now, replica, actions),
+            None if !hedging => self.wait(now, replicas, actions),
+            _ => {}
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a socket, a clock or randomness. Time comes in as the time since the observer started.
 
+pub mod budget;
 pub mod choose;
 pub mod conduct;
 mod event;

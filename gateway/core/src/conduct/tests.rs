@@ -18,6 +18,7 @@ struct World {
     opened: Vec<Arc<str>>,
     cancelled: Vec<(u32, Why)>,
     tokens: u32,
+    budget: Budget,
 }
 
 impl World {
@@ -43,13 +44,14 @@ impl World {
             opened: Vec::new(),
             cancelled: Vec::new(),
             tokens,
+            budget: Budget::default(),
         };
         world.step(Input::Look);
         world
     }
 
     fn step(&mut self, input: Input) {
-        let actions = self.conductor.step(self.now, input, &self.replicas);
+        let actions = self.conductor.step(self.now, input, &self.replicas, &mut self.budget);
         for action in actions {
             assert!(self.failure.is_none(), "an action after the end: {action:?}");
             match action {
@@ -210,6 +212,21 @@ fn the_second_attempt_that_speaks_first_takes_over_and_a_zombie_changes_nothing(
     world.speak(1, 9);
     world.assert_complete();
     assert_eq!(world.seams().len(), 1);
+}
+
+#[test]
+fn without_a_budget_suspicion_waits_for_conviction_and_a_loss_does_not() {
+    let mut world = World::new(&["a", "b", "c"], 6);
+    world.budget = Budget::new(0, 10);
+    world.speak(0, 3);
+    world.stand("a", SUSPECT);
+    assert_eq!(world.opened.len(), 1);
+    world.stand("a", CONVICT);
+    assert_eq!(world.opened.len(), 2);
+    world.speak(1, 3);
+    world.lose(1, Loss::Broken);
+    world.speak(2, 9);
+    world.assert_complete();
 }
 
 #[test]

@@ -198,6 +198,8 @@ struct Extra {
     /// Listens to the process with this id.
     listener: Option<(u32, AbortOnDropHandle<()>)>,
     ready_since: Option<Duration>,
+    /// Why its process was ended without its asking.
+    killed: Option<String>,
     /// Times that this epoch was started.
     starts: u32,
     /// In a row.
@@ -296,6 +298,9 @@ impl Agent {
 
     /// Accepts a spec if the ledger does. It is written down before it is acted on.
     fn obey(&mut self, spec: InferenceHostSpec) {
+        if self.spec.as_ref() == Some(&spec) && self.ledger.term() == spec.term {
+            return;
+        }
         if let Some(bad) = spec.workloads.iter().find_map(|workload| workload.id.parse::<Name>().err()) {
             tracing::error!(error = %bad, "a spec with such a workload is not obeyed");
             return;
@@ -378,11 +383,14 @@ impl Agent {
         match state {
             State::Running => observation.process = Process::Running { epoch, memory_bytes },
             State::Stopping => observation.process = Process::Stopping { epoch, memory_bytes },
-            State::Exited(exit) => {
+            State::Exited(mut exit) => {
                 // Remembered until here; from now on it is ours to remember.
                 if let Err(error) = self.runner.acknowledge(&id, epoch).await {
                     tracing::warn!(workload = id, error = chain(&error), "an end can't be acknowledged");
                     return;
+                }
+                if let Some(why) = extra.killed.take() {
+                    (exit.asked, exit.note) = (false, Some(why));
                 }
                 observation.process = Process::Running { epoch, memory_bytes };
                 ended(observation, extra, &exit, now);

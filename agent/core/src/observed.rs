@@ -167,4 +167,6 @@ pub enum Health {
     Failed(String),
     /// It runs and has not answered for some time.
     Silent,
+    /// It runs and will not serve again: a sentence that says what it does not do.
+    Hung(String),
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tandem_crds::{InferenceHostSpec, WorkloadSpec};
 
 use crate::backoff::restart_delay;
-use crate::{Credentials, Ledger, Observation, Observed, Process, Weights};
+use crate::{Credentials, Health, Ledger, Observation, Observed, Process, Weights};
 
 const MEBIBYTE: u64 = 1 << 20;
 
@@ -43,6 +43,15 @@ pub enum Action {
         /// Which of its epochs.
         epoch: u64,
         /// Why, for the log.
+        reason: String,
+    },
+    /// End it at once: it hangs.
+    Kill {
+        /// Its id.
+        workload: String,
+        /// Which of its epochs.
+        epoch: u64,
+        /// Why, for the report.
         reason: String,
     },
     /// Forget it: it is not listed any more, and nothing of it runs.
@@ -132,7 +141,12 @@ fn advance(
         return false;
     }
     let before = match observation.process {
-        Process::Running { epoch: running, .. } if running == epoch => return false,
+        Process::Running { epoch: running, .. } if running == epoch => {
+            if let Some(Health::Hung(why)) = &observation.health {
+                plan.actions.push(Action::Kill { workload: id.clone(), epoch, reason: why.clone() });
+            }
+            return false;
+        }
         Process::Starting { .. } | Process::Stopping { .. } => return false,
         Process::Exited { epoch: ended, hopeless: true } if ended == epoch => return false,
         Process::Running { epoch: running, .. } => Some(running),

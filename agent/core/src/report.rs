@@ -76,7 +76,9 @@ fn say(observation: &Observation, refusal: Option<&String>) -> Said {
             Said { progress: Some((*percent).min(100)), ..Said::of(Loading) }
         }
         (Process::Running { .. }, Some(Health::Ready { .. })) => Said::of(Ready),
-        (Process::Running { .. }, Some(Health::Failed(why))) => Said::because(Failed, why),
+        (Process::Running { .. }, Some(Health::Failed(why) | Health::Hung(why))) => {
+            Said::because(Failed, why)
+        }
         (Process::Running { .. }, Some(Health::Silent)) => {
             Said::because(Failed, "its process runs and does not answer")
         }

@@ -45,7 +45,11 @@ impl Agent {
                     self.start(workload);
                 }
             }
-            Action::Stop { workload, epoch, reason } => self.stop(workload, *epoch, reason).await,
+            Action::Stop { workload, epoch, reason } => self.stop(workload, *epoch, reason, GRACE).await,
+            Action::Kill { workload, epoch, reason } => {
+                self.extra.entry(workload.clone()).or_default().killed = Some(reason.clone());
+                self.stop(workload, *epoch, reason, Duration::ZERO).await;
+            }
             Action::Forget { workload } => self.forget(workload),
         }
     }
@@ -246,6 +250,12 @@ impl Agent {
     fn start(&mut self, workload: &WorkloadSpec) {
         let (id, epoch, memory_bytes) = (workload.id.clone(), workload.epoch, workload.memory_bytes);
         let home = self.home.workload(&id);
+        let identity = self.identity_of(&id);
+        if identity.is_none_or(|identity| kept(&home.identity(), &identity) != Credentials::Valid) {
+            // It has ended since it was looked at.
+            self.observed.workloads.entry(id).or_default().credentials = Credentials::Absent;
+            return;
+        }
         let written = worker_spec(workload, &self.store, &home, self.settings.worker_listen())
             .map_err(|error| chain(&error))
             .and_then(|spec| {
@@ -297,9 +307,9 @@ impl Agent {
         observation.failure = Some(why);
     }
 
-    async fn stop(&mut self, id: &str, epoch: u64, reason: &str) {
+    async fn stop(&mut self, id: &str, epoch: u64, reason: &str, grace: Duration) {
         tracing::info!(workload = id, epoch, reason, "stops a worker");
-        if let Err(error) = self.runner.stop(id, epoch, GRACE).await {
+        if let Err(error) = self.runner.stop(id, epoch, grace).await {
             // The runner's next list says how it really is.
             tracing::warn!(workload = id, error = chain(&error), "a worker can't be stopped");
             return;

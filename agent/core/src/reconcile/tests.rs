@@ -51,6 +51,17 @@ fn what_runs_as_listed_is_left_alone() {
 }
 
 #[test]
+fn what_hangs_is_ended_whatever_it_holds() {
+    let hung = Observation {
+        process: Process::Running { epoch: 1, memory_bytes: 10 },
+        health: Some(Health::Hung("it has not answered for 30 s".to_owned())),
+        ..Observation::default()
+    };
+    let plan = planned(&spec(1, 1, vec![workload("a", 1, 10)]), &host(100, [("a", hung)]));
+    assert!(matches!(&plan.actions[..], [Action::Kill { epoch: 1, .. }]), "{plan:?}");
+}
+
+#[test]
 fn a_higher_epoch_replaces_what_runs_once_it_can_start() {
     let spec = spec(1, 2, vec![workload("a", 2, 60)]);
     let running = Process::Running { epoch: 1, memory_bytes: 60 };
@@ -253,6 +264,7 @@ impl Host {
                     prop_assert_eq!(running, epoch);
                     seen.process = Process::Stopping { epoch, memory_bytes };
                 }
+                Action::Kill { .. } => return Err(TestCaseError::fail("nothing hangs here")),
                 Action::Forget { workload } => {
                     let seen = self.observed.workloads.remove(&workload).unwrap();
                     prop_assert_eq!(seen.process.memory_bytes(), 0);

@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::replica::Replica;
-use crate::table::Table;
+use crate::table::{ReplicaRoute, Table};
 
 /// The workers, and how they are.
 pub struct Fleet {
@@ -30,6 +30,15 @@ pub struct Fleet {
 struct Watched {
     replica: Arc<Replica>,
     task: AbortHandle,
+    deployment: Arc<str>,
+    /// The table names it.
+    listed: bool,
+}
+
+impl Watched {
+    fn wanted(&self) -> bool {
+        self.listed || self.replica.in_use()
+    }
 }
 
 impl Drop for Watched {
@@ -57,9 +66,10 @@ impl Fleet {
                 loop {
                     ticks.tick().await;
                     let Some(fleet) = watcher.upgrade() else { return };
-                    for watched in fleet.watched().values() {
-                        watched.replica.look();
-                    }
+                    fleet.watched().retain(|_, known| {
+                        known.replica.look();
+                        known.wanted()
+                    });
                 }
             });
             Self {
@@ -74,28 +84,32 @@ impl Fleet {
         })
     }
 
-    /// Makes this the table: begins to watch new workers, and forgets those that left. Attempts that run on a worker that
-    /// left go on until it ends them; while there are any it is watched, so that one that comes back is not a stranger.
+    /// Makes this the table: begins to watch new workers, and lets go of those that left. One that left while attempts run
+    /// on it gets nothing new, and is watched until they are over.
     pub fn apply(&self, table: Table) {
         let table = Arc::new(table);
-        let routes = || table.routes.iter().flat_map(|route| &route.replicas);
         let mut watched = self.watched();
-        watched
-            .retain(|name, kept| routes().any(|route| route.name == *name) || kept.replica.view().active > 0);
-        for route in routes() {
-            if let Some(known) = watched.get(&route.name) {
-                known.replica.reroute(route);
-                continue;
+        watched.values_mut().for_each(|known| known.listed = false);
+        for route in &table.routes {
+            for replica in &route.replicas {
+                let known = watched
+                    .entry(replica.name.clone())
+                    .or_insert_with(|| self.watch(replica.clone(), route.deployment.clone()));
+                known.listed = true;
+                known.replica.reroute(replica);
             }
-            let (credentials, changed) = (self.credentials.clone(), self.changed.clone());
-            let replica =
-                Arc::new(Replica::new(route.clone(), credentials, self.bounds, self.clock, changed));
-            let task = tokio::spawn(replica.clone().watch()).abort_handle();
-            watched.insert(route.name.clone(), Watched { replica, task });
         }
+        watched.retain(|_, known| known.wanted());
         drop(watched);
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
         self.changed.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    fn watch(&self, route: ReplicaRoute, deployment: Arc<str>) -> Watched {
+        let (credentials, changed) = (self.credentials.clone(), self.changed.clone());
+        let replica = Arc::new(Replica::new(route, credentials, self.bounds, self.clock, changed));
+        let task = tokio::spawn(replica.clone().watch()).abort_handle();
+        Watched { replica, task, deployment, listed: true }
     }
 
     /// The table, once there is one.
@@ -113,15 +127,13 @@ impl Fleet {
 
     /// A deployment's workers as they are now.
     pub(crate) fn view(&self, deployment: &str) -> Vec<conduct::Replica> {
-        let Some(table) = self.table() else { return Vec::new() };
-        let watched = self.watched();
-        table
-            .routes
-            .iter()
-            .filter(|route| &*route.deployment == deployment)
-            .flat_map(|route| &route.replicas)
-            .filter_map(|route| watched.get(&route.name))
-            .map(|watched| watched.replica.view())
+        self.watched()
+            .values()
+            .filter(|known| &*known.deployment == deployment)
+            .map(|known| {
+                let view = known.replica.view();
+                conduct::Replica { draining: view.draining || !known.listed, ..view }
+            })
             .collect()
     }
 

@@ -103,6 +103,11 @@ impl Replica {
         }
     }
 
+    /// Whether an attempt of this gateway runs on it.
+    pub(crate) fn in_use(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > 0
+    }
+
     /// A connection, if it has one.
     pub(crate) fn client(&self) -> Option<Client> {
         self.state().client.clone()
@@ -153,6 +158,7 @@ impl Replica {
             }
             self.update(|state| {
                 state.client = None;
+                state.reported = 0;
                 state.vitals.unreachable();
             });
             tokio::time::sleep(delays.next().unwrap_or(LAST_RETRY)).await;

@@ -155,6 +155,20 @@ async fn a_stream_waits_for_a_worker_that_comes_in_time() {
 }
 
 #[tokio::test]
+async fn a_worker_that_left_the_table_is_still_watched_while_a_stream_runs_on_it() {
+    let mut site = Site::start([pausing(Pause::Before(3)), Script::default()]).await;
+    let mut reading = ask(&site.url, body(TOKENS)).await;
+    reading.tokens(3).await;
+    site.fleet.apply(tandem_gateway::Table::parse(support::table(&site.workers[1..])));
+    ask(&site.url, body(TOKENS)).await.end().await.assert_undisturbed(TOKENS);
+    assert_eq!(site.workers[0].served(), 1, "it gets nothing new");
+    site.workers[0].freeze();
+    reading.end().await.assert_undisturbed(TOKENS);
+    site.workers[0].kill();
+    site.finish().await;
+}
+
+#[tokio::test]
 async fn a_standby_of_other_numerics_continues_from_the_same_tokens_and_says_so() {
     let other = Script { numerics_id: "y", salt: 99, ..Script::default() };
     let mut site = Site::start([pausing(Pause::Before(5)), other]).await;

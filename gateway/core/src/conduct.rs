@@ -494,7 +494,7 @@ impl Conductor {
 }
 
 fn well(replicas: &[Replica], name: &str) -> bool {
-    // One that left the route table still speaks until it is heard to end.
+    // One that nobody watches any more speaks until it is heard to end.
     replicas
         .iter()
         .find(|replica| &*replica.name == name)

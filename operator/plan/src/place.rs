@@ -34,6 +34,8 @@ pub(crate) struct Decision {
     pub(crate) waiting: Vec<(usize, String)>,
     /// Why the promise can't be held with these hosts.
     pub(crate) refusal: Option<Refusal>,
+    /// Whether copies run that are no longer what is asked for.
+    pub(crate) outdated: bool,
     /// Why a new version can't be applied.
     pub(crate) blocked: Option<String>,
     /// Copies that count, started ones included.
@@ -214,6 +216,7 @@ impl<'a> One<'a> {
                 self.explain();
             }
         }
+        self.decision.outdated = self.roles.contains(&Role::Outdated);
         self.decision.counted = self.counted.iter().sum();
         self.decision.settled = self.is_settled();
         std::mem::take(&mut self.decision)
@@ -468,8 +471,15 @@ impl<'a> One<'a> {
             let freed = self.room.free[copy.host] + i128::from(copy.workload.memory_bytes);
             self.world.hosts[copy.host].is_known() && freed >= i128::from(self.need)
         };
-        let Some(index) = outdated.into_iter().filter(fits).min_by_key(|index| self.dispensable(*index))
-        else {
+        let Some(index) = outdated.into_iter().filter(fits).min_by_key(|index| self.dispensable(*index)) else {
+            if self.decision.stop.is_empty() {
+                self.decision.blocked = Some(format!(
+                    "generation {} has room for {} of {}, so old ones stay; add a host, or lower what it asks for",
+                    self.wanted.generation,
+                    self.counted.iter().sum::<u32>(),
+                    copies(self.replicas + self.failures),
+                ));
+            }
             return;
         };
         if self.ready(Some(index)).iter().sum::<u32>() == 0 {

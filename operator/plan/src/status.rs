@@ -289,7 +289,7 @@ impl<'a> View<'a> {
         }
         if let Some(refusal) = &self.decision.refusal
             && self.decision.counted == 0
-            && self.wanted.copies.is_empty()
+            && (self.wanted.copies.is_empty() || self.decision.outdated)
         {
             return yes(refusal.reason, refusal.sentence.clone());
         }

@@ -46,7 +46,7 @@ fn names(hosts: usize) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The older deployment gets the fewest copies that any placement could do with; the younger the fewest that what is left
     /// allows; and where the promise can't be held, the condition says so and as much as possible serves.
@@ -192,7 +192,7 @@ fn happen(fleet: &mut Fleet, event: &Event, joined: &mut usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever happens, in whatever order: every plan passes the linter, planning again changes nothing, and once the world
     /// holds still, the fleet does, too, with what can be promised kept.

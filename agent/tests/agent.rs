@@ -104,6 +104,20 @@ async fn without_an_operator_a_host_goes_on_and_starts_again_what_dies() {
 }
 
 #[tokio::test]
+async fn a_host_that_lost_all_its_processes_serves_again_from_what_it_has() {
+    let (mut cluster, _) = serving().await;
+    cluster.kill_agent().await;
+    kill(cluster.runner_pid(), Signal::SIGKILL).unwrap();
+    kill(cluster.worker_pid(), Signal::SIGKILL).unwrap();
+    // Nothing is fetched or certified again.
+    fs::remove_dir_all(cluster.dir.path().join("models")).unwrap();
+    cluster.forget_reports();
+    cluster.start_agent();
+    cluster.until_workload("ready", ready).await;
+    assert_eq!((cluster.joins(), cluster.certified().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn workers_end_with_their_runner_are_reported_and_start_again() {
     let (cluster, _) = serving().await;
     let (worker, runner) = (cluster.worker_pid(), cluster.runner_pid());

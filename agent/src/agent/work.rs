@@ -217,7 +217,7 @@ impl Agent {
         }
     }
 
-    /// Certificates past a third of their life are replaced. Workers read theirs when they start.
+    /// Certificates past a third of their life are replaced. Workers read theirs when they start; a gateway renews its own.
     pub(super) fn renew(&self) {
         let (operators, settings, dir) =
             (self.operators.clone(), self.settings.clone(), self.home.identity());
@@ -238,12 +238,6 @@ impl Agent {
             if observation.credentials == Credentials::Valid && wants(&self.home.workload(id).identity()) {
                 self.ask_certificate(Role::Worker, id);
             }
-        }
-        if let Some(gateway) = &self.gateway
-            && gateway.credentials == Credentials::Valid
-            && wants(&gateway.identity_dir())
-        {
-            self.ask_certificate(Role::Gateway, GATEWAY);
         }
     }
 

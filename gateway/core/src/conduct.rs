@@ -28,7 +28,7 @@ pub struct Policy {
     pub between_events: Duration,
     /// For a replica that can take the choice, before the client is told to come back.
     pub replica: Duration,
-    /// How long a replica that could not take it is left alone.
+    /// How long a replica that could not take it is left alone, at first.
     pub rest: Duration,
     /// Attempts at once.
     pub parallel: usize,
@@ -57,6 +57,8 @@ impl Default for Policy {
 /// must not walk through all replicas.
 const POISONOUS: u32 = 2;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A rest grows to 2⁴ times the first.
+const MOST_RESTS: u32 = 4;
 
 /// A replica of the model, as it looks now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,10 +140,11 @@ pub struct Conductor {
     failed: BTreeSet<Arc<str>>,
     /// Replicas that are left alone until then.
     resting: BTreeMap<Arc<str>, Duration>,
+    rests: u32,
     overloaded: bool,
     opened: Duration,
     committed: Duration,
-    /// Since when no replica can be asked.
+    /// Since when no worker takes it.
     alone: Option<Duration>,
     prompt: Option<Prompt>,
     /// Attempts, and deaths of their workers, since the last token.
@@ -166,6 +169,7 @@ impl Conductor {
             runs: BTreeMap::new(),
             failed: BTreeSet::new(),
             resting: BTreeMap::new(),
+            rests: 0,
             overloaded: false,
             opened: now,
             committed: now,
@@ -237,6 +241,7 @@ impl Conductor {
                 if let Some(run) = self.runs.get_mut(&attempt) {
                     run.started = true;
                 }
+                (self.alone, self.rests) = (None, 0);
                 if self.prompt.is_none() {
                     self.say_prompt(prompt, actions);
                 }
@@ -263,7 +268,8 @@ impl Conductor {
             }
             Rejection::Elsewhere => {
                 self.overloaded |= overloaded;
-                self.resting.insert(replica, now + self.policy.rest);
+                self.alone.get_or_insert(now);
+                self.rest(now, replica);
                 // Not taking it is no fault of the choice.
                 self.fruitless = self.fruitless.saturating_sub(1);
             }
@@ -320,15 +326,19 @@ impl Conductor {
         let Some(replica) = self.drop_run_only(attempt) else { return };
         match self.ledger.finished(attempt, finished) {
             Ending::Choice(reason) => self.end(None, reason, actions),
-            Ending::Elsewhere(finished::Reason::Drained) => {
-                self.resting.insert(replica, now + self.policy.rest);
-            }
+            Ending::Elsewhere(finished::Reason::Drained) => self.rest(now, replica),
             Ending::Elsewhere(reason) => {
                 self.deaths += u32::from(reason == finished::Reason::Failed);
                 self.failed.insert(replica);
             }
             Ending::Stale => {}
         }
+    }
+
+    /// Leaves a replica alone, longer each time until a worker takes the choice.
+    fn rest(&mut self, now: Duration, replica: Arc<str>) {
+        self.resting.insert(replica, now + self.policy.rest * (1 << self.rests));
+        self.rests = (self.rests + 1).min(MOST_RESTS);
     }
 
     fn lost(&mut self, attempt: u32, loss: Loss) {
@@ -347,7 +357,6 @@ impl Conductor {
             return self.fail(Refusal::Poisonous, actions);
         }
         if self.runs.values().any(|run| well(replicas, &run.replica)) {
-            self.alone = None;
             return;
         }
         if self.runs.len() >= self.policy.parallel {
@@ -424,7 +433,6 @@ impl Conductor {
     fn open(&mut self, now: Duration, replica: Arc<str>, actions: &mut Vec<Action>) {
         let opening = self.ledger.open();
         let attempt = opening.id.attempt;
-        self.alone = None;
         self.fruitless += 1;
         self.runs.insert(attempt, Run { replica: replica.clone(), heard: now, started: false });
         actions.push(Action::Open(opening, replica));

@@ -238,6 +238,44 @@ async fn a_whole_chat_has_openais_body() {
 }
 
 #[tokio::test]
+async fn thoughts_and_tool_calls_have_fields_of_their_own() {
+    let site = Site::start(|_| {
+        let text = b"</think>ok<|tool_calls_section_begin|><|tool_call_begin|>functions.f:4\
+            <|tool_call_argument_begin|>{\"a\": 1}<|tool_call_end|><|tool_calls_section_end|>";
+        stream::iter([
+            Ok(Event::Started(Prompt { tokens: 3, cached_tokens: 0, opens_thinking: true })),
+            token(1, b"hm"),
+            token(2, &text[..60]),
+            token(3, &text[60..]),
+            Ok(Event::Finished(FinishReason::Stop)),
+        ])
+        .boxed()
+    })
+    .await;
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let body = json_of(site.chat(json!({"tools": tools})).await).await;
+    let call = json!({"id": "functions.f:4", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}});
+    assert_eq!(
+        body["choices"][0]["message"],
+        json!({"role": "assistant", "content": "ok", "reasoning_content": "hm", "tool_calls": [call], "refusal": null})
+    );
+    assert_eq!(body["choices"][0]["finish_reason"], "tool_calls");
+    assert_eq!(body["usage"]["completion_tokens_details"]["reasoning_tokens"], 2);
+
+    let events = sse(site.chat(json!({"tools": tools, "stream": true})).await).await;
+    let chunks = parsed(&events[..events.len() - 1]);
+    let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
+    assert_eq!(deltas[1], &json!({"reasoning_content": "hm"}));
+    let calls: Vec<&Value> = deltas.iter().filter_map(|delta| delta.get("tool_calls")).collect();
+    assert_eq!(calls[0][0]["id"], "functions.f:4");
+    assert_eq!(calls[0][0]["index"], 0);
+    let arguments: String =
+        calls.iter().map(|call| call[0]["function"]["arguments"].as_str().unwrap()).collect();
+    assert_eq!(arguments, "{\"a\": 1}");
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[tokio::test]
 async fn plain_completions_have_theirs() {
     let site = Site::start(|_| hello()).await;
     let request = json!({"model": "llm/tiny", "prompt": "p", "logprobs": 0});

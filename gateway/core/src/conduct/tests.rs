@@ -343,6 +343,24 @@ fn a_stream_in_flight_waits_for_a_full_replica() {
 }
 
 #[test]
+fn replicas_that_stay_full_are_asked_less_often_and_not_for_ever() {
+    let mut world = World::new(&["a"], 6);
+    world.speak(0, 3);
+    world.lose(0, Loss::NotTaken);
+    let lost = world.now;
+    while world.failure.is_none() {
+        let attempts: Vec<u32> = world.scripts.keys().copied().collect();
+        match attempts.first() {
+            Some(attempt) => world.reject(*attempt, rejected::Code::Overloaded),
+            None => world.wait(MS * 50),
+        }
+    }
+    assert!(matches!(world.failure, Some(Refusal::Unavailable { .. })));
+    assert!(world.now - lost < Policy::default().replica + MS * 100);
+    assert!(world.opened.len() < 16, "{} attempts", world.opened.len());
+}
+
+#[test]
 fn without_a_replica_it_waits_so_long_and_no_longer() {
     let mut world = World::new(&[], 6);
     world.wait(Duration::from_secs(29));

@@ -423,7 +423,7 @@ impl<'a> One<'a> {
             });
             let Some(index) = candidates.min_by_key(|index| self.dispensable(*index)) else { return };
             self.counted[self.wanted.copies[index].host] -= 1;
-            let reason = format!("{} without it", self.promise());
+            let reason = format!("it is one more than needed: {}", self.promise());
             self.decision.stop.push((index, reason));
         }
     }
@@ -471,8 +471,9 @@ impl<'a> One<'a> {
             let freed = self.room.free[copy.host] + i128::from(copy.workload.memory_bytes);
             self.world.hosts[copy.host].is_known() && freed >= i128::from(self.need)
         };
-        let Some(index) = outdated.into_iter().filter(fits).min_by_key(|index| self.dispensable(*index)) else {
-            if self.decision.stop.is_empty() {
+        let Some(index) = outdated.into_iter().filter(fits).min_by_key(|index| self.dispensable(*index))
+        else {
+            if self.decision.stop.is_empty() && self.counted.iter().any(|copies| *copies > 0) {
                 self.decision.blocked = Some(format!(
                     "generation {} has room for {} of {}, so old ones stay; add a host, or lower what it asks for",
                     self.wanted.generation,
@@ -500,17 +501,27 @@ impl<'a> One<'a> {
 
     /// Says what is missing, unless it is only a matter of time.
     fn explain(&mut self) {
-        let rolling =
-            self.roles.iter().any(|role| *role == Role::Outdated) && self.decision.blocked.is_none();
-        if self.has_promise(&self.counted) || rolling && self.counted.iter().sum::<u32>() > 0 {
+        if let Some(sentence) = self.decision.blocked.clone() {
+            self.decision.refusal = Some(Refusal { reason: "NoRoomToUpdate", sentence });
             return;
+        }
+        let rolling = self.roles.contains(&Role::Outdated) && self.counted.iter().any(|copies| *copies > 0);
+        if self.has_promise(&self.counted) || rolling {
+            return;
+        }
+        // What the old version holds is room for the new one.
+        let mut free: Vec<u64> = (0..self.world.hosts.len()).map(|host| self.room.bytes(host)).collect();
+        for (copy, _) in
+            self.wanted.copies.iter().zip(&self.roles).filter(|(_, role)| **role == Role::Outdated)
+        {
+            free[copy.host] = free[copy.host].saturating_add(copy.workload.memory_bytes);
         }
         self.decision.refusal = Some(refusal::explain(&refusal::Case {
             world: self.world,
             wanted: self.wanted,
             need: self.need,
             limits: &self.limits(),
-            free: &(0..self.world.hosts.len()).map(|host| self.room.bytes(host)).collect::<Vec<_>>(),
+            free: &free,
         }));
     }
 

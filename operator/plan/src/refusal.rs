@@ -4,7 +4,7 @@ use crate::input::Model;
 use crate::parse::{Presence, Wanted, World};
 use crate::place::{copies, mismatch};
 use crate::size::human;
-use crate::survive::{missing_hosts, most_failures};
+use crate::survive::{missing_hosts, most_failures, survivors};
 
 /// A refusal, in part or in whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,35 +87,41 @@ fn too_large(case: &Case, open: &[usize]) -> Refusal {
     else {
         return refuse("DoesNotFit", &format!("a copy needs {need}; add a host with that much free"));
     };
-    let host = &case.world.hosts[best];
+    let name = case.world.hosts[best].name;
     let free = case.free[best];
-    let others: Vec<String> = case
-        .world
-        .deployments
-        .iter()
-        .filter(|other| other.key != case.wanted.key)
-        .filter_map(|other| {
-            let held: u64 = other
-                .copies
-                .iter()
-                .filter(|copy| copy.host == best)
-                .map(|copy| copy.workload.memory_bytes)
-                .sum();
-            (held > 0 && free.saturating_add(held) >= case.need)
-                .then(|| format!("{}, which came first, holds {} there", other.key, human(held)))
-        })
-        .collect();
-    let held = if others.is_empty() { String::new() } else { format!(" ({})", others.join("; ")) };
     let offer = smaller_pool(case, free).map_or_else(
         || "use a smaller quant".to_owned(),
         |tokens| format!("lower context.poolTokens to {tokens}"),
     );
+    let held = held_by_others(case, open);
     let sentence = format!(
-        "a copy needs {need}, the largest free host {} has {}{held}: {offer}, or add a host",
-        host.name,
+        "a copy needs {need}, the largest free host {name} has {}{held}: {offer}, or add a host",
         human(free)
     );
     refuse("DoesNotFit", &sentence)
+}
+
+/// Which other deployments hold what would have been enough, such as `; llm/other, which is older, holds 3.0 GiB on b`.
+fn held_by_others(case: &Case, open: &[usize]) -> String {
+    let mut held = String::new();
+    for host in open.iter().copied().filter(|host| case.free[*host] < case.need) {
+        let mut holders = Vec::new();
+        let mut sum = case.free[host];
+        for other in case.world.deployments.iter().filter(|other| other.key != case.wanted.key) {
+            let here = other.copies.iter().filter(|copy| copy.host == host);
+            let bytes: u64 = here.map(|copy| copy.workload.memory_bytes).sum();
+            if bytes > 0 {
+                sum = sum.saturating_add(bytes);
+                let why = if other.created <= case.wanted.created { "is older" } else { "runs already" };
+                let name = case.world.hosts[host].name;
+                holders.push(format!("; {}, which {why}, holds {} on {name}", other.key, human(bytes)));
+            }
+        }
+        if sum >= case.need {
+            held.extend(holders);
+        }
+    }
+    held
 }
 
 /// The largest pool with which a copy would fit, if it still holds one longest sequence.
@@ -136,20 +142,26 @@ fn too_few(case: &Case) -> Refusal {
     let replicas = case.wanted.spec.replicas;
     let failures = redundancy.host_failures;
     let need = human(case.need);
-    let missing = missing_hosts(case.limits, failures, replicas);
+    let missing = count(missing_hosts(case.limits, failures, replicas) as usize, "more host");
     let able = case.limits.iter().filter(|limit| **limit > 0).count();
-    let add = format!("add {} with {need} free", count(missing as usize, "host"));
-    let or = match most_failures(case.limits, replicas) {
-        Some(fewer) if fewer < failures => format!(", or lower redundancy.hostFailures to {fewer}"),
-        _ => format!(", or scale to {}", case.limits.iter().sum::<u32>().min(replicas)),
+    let or = match (most_failures(case.limits, replicas), survivors(case.limits, failures)) {
+        (Some(fewer), _) if fewer < failures => format!(", or lower redundancy.hostFailures to {fewer}"),
+        (_, 0) => String::new(),
+        (_, possible) => format!(", or scale to {possible}"),
     };
+    let open: Vec<usize> =
+        (0..case.world.hosts.len()).filter(|host| case.world.hosts[*host].takes_new()).collect();
+    let held = held_by_others(case, &open);
     let sentence = if failures == 0 {
         let room = case.limits.iter().sum::<u32>();
-        format!("{} shall serve, there is room for {room}: {add}{or}", copies(replicas))
+        format!(
+            "{} shall serve, there is room for {room}; a copy needs {need}{held}: add {missing}{or}",
+            copies(replicas)
+        )
     } else {
         format!(
-            "hostFailures {failures} with replicas {replicas} needs {} more; a copy needs {need}, which {}: {add}{or}",
-            count(missing as usize, "host"),
+            "hostFailures {failures} with replicas {replicas} needs {missing}; a copy needs {need}, which {}{held}: \
+             add {missing}{or}",
             if able == 1 { "1 host has".to_owned() } else { format!("{able} hosts have") }
         )
     };

@@ -202,6 +202,7 @@ impl<'a> View<'a> {
         let host = self.world.hosts[copy.host].name;
         let id = &copy.workload.id;
         match copy.current() {
+            _ if !self.world.hosts[copy.host].is_known() => format!("{id} on {host} is out of reach"),
             Some(status) => {
                 let message =
                     status.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default();
@@ -232,7 +233,10 @@ impl<'a> View<'a> {
     }
 
     fn degraded(&self) -> Told {
-        if self.ready < self.replicas {
+        if self.ready < self.replicas && self.ready + self.perhaps >= self.replicas {
+            let message = format!("nobody hears from the hosts of {}", copies(self.perhaps));
+            (ConditionStatus::Unknown, "HostsSilent", message)
+        } else if self.ready < self.replicas {
             yes("FewerCopies", format!("{} of {} replicas serve", self.ready, self.replicas))
         } else {
             no("AsAsked", "as many copies serve as replicas asks")
@@ -255,9 +259,8 @@ impl<'a> View<'a> {
                 format!("{} stays for now: {reason}", self.wanted.copies[*index].workload.id)
             }
             _ => format!(
-                "generation {generation} is being applied: {} of {} are ready",
-                self.ready,
-                copies(self.decision.counted)
+                "generation {generation} is being applied; copies ready: {} of {}",
+                self.ready, self.decision.counted
             ),
         };
         yes("Applying", message)
@@ -287,14 +290,14 @@ impl<'a> View<'a> {
         {
             return yes("PlacementFrozen", storm.sentence.clone());
         }
+        if let Some(blocked) = &self.decision.blocked {
+            return yes("NoRoomToUpdate", blocked.clone());
+        }
         if let Some(refusal) = &self.decision.refusal
             && self.decision.counted == 0
             && (self.wanted.copies.is_empty() || self.decision.outdated)
         {
             return yes(refusal.reason, refusal.sentence.clone());
-        }
-        if let Some(blocked) = &self.decision.blocked {
-            return yes("NoRoomToUpdate", blocked.clone());
         }
         if !self.wanted.copies.is_empty() && self.wanted.copies.iter().all(has_failed) {
             let (_, _, message) = self.trouble();

@@ -100,6 +100,7 @@ proptest! {
 enum Event {
     Join(u64),
     Kill(usize),
+    CutOff(usize),
     Revive(usize),
     Remove(usize),
     Cordon(usize),
@@ -119,6 +120,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         2 => (1_u64..6).prop_map(Event::Join),
         2 => (0_usize..5).prop_map(Event::Kill),
+        1 => (0_usize..5).prop_map(Event::CutOff),
         2 => (0_usize..5).prop_map(Event::Revive),
         1 => (0_usize..5).prop_map(Event::Remove),
         1 => (0_usize..5).prop_map(Event::Cordon),
@@ -148,6 +150,11 @@ fn happen(fleet: &mut Fleet, event: &Event, joined: &mut usize) {
         Event::Kill(index) => {
             if let Some(host) = host(index).filter(|host| fleet.machines[host].alive) {
                 fleet.kill(&host);
+            }
+        }
+        Event::CutOff(index) => {
+            if let Some(host) = host(index).filter(|host| fleet.machines[host].alive) {
+                fleet.cut_off(&host);
             }
         }
         Event::Revive(index) => host(index).into_iter().for_each(|host| fleet.revive(&host)),

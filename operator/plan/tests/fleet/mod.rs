@@ -156,11 +156,19 @@ impl Fleet {
         self.state.models.remove(&key(name));
     }
 
+    /// The host dies, with all that runs on it.
     pub(crate) fn kill(&mut self, name: &str) {
         let machine = self.machines.get_mut(name).unwrap();
         machine.alive = false;
         machine.last_heard = self.now;
         machine.running.clear();
+    }
+
+    /// The host falls silent and goes on running what it runs.
+    pub(crate) fn cut_off(&mut self, name: &str) {
+        let machine = self.machines.get_mut(name).unwrap();
+        machine.alive = false;
+        machine.last_heard = self.now;
     }
 
     pub(crate) fn revive(&mut self, name: &str) {

@@ -1,0 +1,287 @@
+//! Lives of a small fleet, told as incident reports. The reports are golden: `INSTA_UPDATE=always cargo test -p tandem-plan
+//! --test scenarios` writes them anew, and their difference is what to review.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
+mod fleet;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use fleet::{Fleet, resolved, selecting, spec};
+use tandem_crds::WorkloadState;
+use tandem_plan::Model;
+
+/// A fleet and its report.
+struct Story {
+    fleet: Fleet,
+    report: String,
+    told: BTreeMap<(String, String), String>,
+    routed: BTreeMap<String, String>,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self { fleet: Fleet::new(), report: String::new(), told: BTreeMap::new(), routed: BTreeMap::new() }
+    }
+
+    /// What a person or the world does.
+    fn then(&mut self, what: &str, act: impl FnOnce(&mut Fleet)) {
+        act(&mut self.fleet);
+        let clock = self.fleet.now.strftime("%H:%M:%S").to_string();
+        writeln!(self.report, "{clock} {what}").unwrap();
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..40 {
+            let plan = self.fleet.plan();
+            for step in &plan.steps {
+                writeln!(self.report, "           {step}").unwrap();
+            }
+            for waiting in &plan.waiting {
+                let line = format!("{} on {} stays: {}", waiting.workload, waiting.host, waiting.reason);
+                self.tell(("waiting".to_owned(), waiting.workload.clone()), &line);
+            }
+            for (key, status) in &plan.statuses {
+                for condition in &status.conditions {
+                    // Those that say that all is as it should be are told when something was not.
+                    let calm = matches!(condition.reason.as_str(), "AsAsked" | "Moving" | "Applied");
+                    let about = (key.to_string(), condition.type_.clone());
+                    if calm && !self.told.contains_key(&about) {
+                        continue;
+                    }
+                    let line = format!(
+                        "{key} {}={:?} {}: {}",
+                        condition.type_, condition.status, condition.reason, condition.message
+                    );
+                    self.tell(about, &line);
+                }
+                self.tell(
+                    (key.to_string(), "ready".to_owned()),
+                    &format!("{key} is {} ready, cover {}", status.ready, status.cover),
+                );
+            }
+            for route in &plan.routes {
+                let replicas = route.replicas.iter().map(|replica| {
+                    let draining = if replica.draining { " (draining)" } else { "" };
+                    format!("{}@{}{draining}", replica.workload, replica.host)
+                });
+                let line = format!(
+                    "route {}{}: {}",
+                    route.deployment,
+                    if route.owns_short_name { "" } else { " (not the oldest)" },
+                    replicas.collect::<Vec<_>>().join(", ")
+                );
+                if self.routed.insert(route.deployment.to_string(), line.clone()).as_ref() != Some(&line) {
+                    writeln!(self.report, "         → {line}").unwrap();
+                }
+            }
+            if !self.fleet.obey() && plan.steps.is_empty() && plan.specs.is_empty() {
+                return;
+            }
+        }
+        panic!("the story does not come to rest:\n{}", self.report);
+    }
+
+    fn tell(&mut self, about: (String, String), line: &str) {
+        if self.told.insert(about, line.to_owned()).as_deref() != Some(line) {
+            writeln!(self.report, "         · {line}").unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_host_dies_and_comes_back() {
+    let mut story = Story::new();
+    story.then("hosts a, b and c join, one copy's room each", |fleet| {
+        ["a", "b", "c"].iter().for_each(|host| fleet.join(host, 4))
+    });
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    story.then("host a falls silent", |fleet| fleet.kill("a"));
+    story.then("5 s later", |fleet| fleet.pass(5));
+    story.then("7 s later", |fleet| fleet.pass(7));
+    story.then("60 s after the silence began", |fleet| fleet.pass(48));
+    story.then("host a returns", |fleet| fleet.revive("a"));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn a_host_returns_before_its_place_is_taken() {
+    let mut story = Story::new();
+    story.then("hosts a, b and c join", |fleet| ["a", "b", "c"].iter().for_each(|host| fleet.join(host, 4)));
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    story.then("host b falls silent for 30 s", |fleet| {
+        fleet.cut_off("b");
+        fleet.pass(30);
+    });
+    story.then("host b returns, as it was", |fleet| fleet.revive("b"));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn two_hosts_without_a_third() {
+    let mut story = Story::new();
+    story.then("hosts a and b join", |fleet| ["a", "b"].iter().for_each(|host| fleet.join(host, 4)));
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    story.then("host b falls silent for good", |fleet| {
+        fleet.kill("b");
+        fleet.pass(90);
+    });
+    story.then("host c joins with too little memory", |fleet| fleet.join("c", 3));
+    story.then("host d joins", |fleet| fleet.join("d", 4));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn scaling() {
+    let mut story = Story::new();
+    story.then("hosts a, b and c join, two copies' room each", |fleet| {
+        ["a", "b", "c"].iter().for_each(|host| fleet.join(host, 8))
+    });
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    story.then("on-call scales to 3", |fleet| fleet.scale("kimi", 3));
+    story.then("on-call scales to 9", |fleet| fleet.scale("kimi", 9));
+    story.then("on-call scales to 1", |fleet| fleet.scale("kimi", 1));
+    story.then("on-call scales to 0", |fleet| fleet.scale("kimi", 0));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn cordon_and_drain() {
+    let mut story = Story::new();
+    story.then("hosts a, b and c join", |fleet| ["a", "b", "c"].iter().for_each(|host| fleet.join(host, 4)));
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    story.then("host a is cordoned", |fleet| fleet.cordon("a", true));
+    story.then("host a is drained", |fleet| fleet.drain("a"));
+    story.then("host b is drained, too, and no other has room", |fleet| fleet.drain("b"));
+    story.then("host c is drained, the last one", |fleet| fleet.drain("c"));
+    story.then("host a is back in service", |fleet| fleet.cordon("a", false));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn another_quant_rolls_in() {
+    let mut story = Story::new();
+    story.then("hosts a and b join, one copy's room each", |fleet| {
+        ["a", "b"].iter().for_each(|host| fleet.join(host, 4))
+    });
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    story.then("its quant becomes Q2_K", |fleet| {
+        let mut other = spec(1, 1);
+        other.quant = "Q2_K".to_owned();
+        fleet.apply_model("kimi", other, Model::Resolving);
+    });
+    story.then("Q2_K is resolved: smaller", |fleet| {
+        let wanted = fleet.deployment("kimi").spec.clone();
+        fleet.apply_model("kimi", wanted, resolved("Q2_K", 3));
+    });
+    story.then("its quant becomes Q8_0: too large for any host", |fleet| {
+        let mut other = spec(1, 1);
+        other.quant = "Q8_0".to_owned();
+        fleet.apply("kimi", other, 8);
+    });
+    story.then("its sampling changes, its quant goes back", |fleet| {
+        let mut other = spec(1, 1);
+        other.quant = "Q2_K".to_owned();
+        other.sampling =
+            Some(tandem_crds::Sampling { temperature: Some("0.5".to_owned()), ..Default::default() });
+        fleet.apply("kimi", other, 3);
+    });
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn the_only_copy_is_not_given_up_for_another_version() {
+    let mut story = Story::new();
+    story.then("host a joins", |fleet| fleet.join("a", 4));
+    story.then("kimi is applied: 1 replica, hostFailures 0", |fleet| fleet.apply("kimi", spec(1, 0), 4));
+    story.then("its quant changes", |fleet| {
+        let mut other = spec(1, 0);
+        other.quant = "Q2_K".to_owned();
+        fleet.apply("kimi", other, 3);
+    });
+    story.then("host b joins", |fleet| fleet.join("b", 4));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn what_does_not_fit_is_told_what_would() {
+    let mut story = Story::new();
+    story.then("kimi is applied to a fleet without hosts", |fleet| fleet.apply("kimi", spec(1, 2), 4));
+    story.then("host a joins, too small", |fleet| fleet.join("a", 3));
+    story.then("host b joins", |fleet| fleet.join("b", 4));
+    story.then("a second deployment of the same model comes", |fleet| fleet.apply("copycat", spec(1, 0), 4));
+    story.then("a third wants hosts that nobody has", |fleet| {
+        fleet.apply("picky", selecting(("zone", "z"), spec(1, 0)), 1);
+    });
+    story.then("a fourth has no such files", |fleet| {
+        let sentence = "no file is of quant Q4_K_M; there are Q8_0 and Q2_K: change spec.quant".to_owned();
+        fleet.apply_model("lost", spec(1, 0), Model::Failed(sentence));
+    });
+    story.then("kimi is deleted", |fleet| fleet.delete("kimi"));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn a_storm_freezes_placement() {
+    let mut story = Story::new();
+    story.then("hosts a, b, c and d join", |fleet| {
+        ["a", "b", "c", "d"].iter().for_each(|host| fleet.join(host, 4))
+    });
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    story.then("hosts a, b and c fall silent at once", |fleet| {
+        ["a", "b", "c"].iter().for_each(|host| fleet.cut_off(host))
+    });
+    story.then("two minutes later", |fleet| fleet.pass(120));
+    story.then("hosts a and c return", |fleet| ["a", "c"].iter().for_each(|host| fleet.revive(host)));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn copies_spread_over_zones() {
+    let mut story = Story::new();
+    story.then("hosts a and b join in zone 1, c in zone 2", |fleet| {
+        for (host, zone) in [("a", "1"), ("b", "1"), ("c", "2")] {
+            fleet.join_with_labels(host, 4, &[("topology.kubernetes.io/zone", zone)]);
+        }
+    });
+    story.then("kimi is applied: 1 replica, hostFailures 1", |fleet| fleet.apply("kimi", spec(1, 1), 4));
+    insta::assert_snapshot!(story.report);
+}
+
+#[test]
+fn another_leader_outranks() {
+    let mut fleet = Fleet::new();
+    fleet.join("a", 4);
+    fleet.apply("kimi", spec(1, 0), 4);
+    fleet.settle();
+    fleet.host("a").spec.term = 7;
+    let observation = fleet.observation();
+    let refused = tandem_plan::plan(&fleet.state, &observation, fleet.now).unwrap_err();
+    assert_eq!((refused.term, refused.own), (7, 1));
+    fleet.state.term = 8;
+    let plan = fleet.plan();
+    assert_eq!(plan.specs["a"].term, 8, "a new leader fences earlier ones out");
+    assert_eq!(plan.steps.len(), 1);
+}
+
+#[test]
+fn copies_that_all_fail_need_a_person() {
+    let mut fleet = Fleet::new();
+    fleet.join("a", 4);
+    fleet.apply("kimi", spec(1, 0), 4);
+    fleet.settle();
+    for (_, state) in fleet.machines.get_mut("a").unwrap().running.values_mut() {
+        *state = WorkloadState::Failed;
+    }
+    let plan = fleet.plan();
+    let conditions = &plan.statuses[&fleet::key("kimi")].conditions;
+    let stalled = tandem_crds::condition::find(conditions, "Stalled").unwrap();
+    assert_eq!(
+        (stalled.reason.as_str(), stalled.message.as_str()),
+        ("CopiesFailed", "llm-kimi-1 on a is Failed")
+    );
+    assert!(!tandem_crds::condition::is_true(conditions, "Ready"));
+    let recovery = plan.statuses[&fleet::key("kimi")].recovery.clone().unwrap();
+    assert_eq!(recovery.since, fleet.now);
+}

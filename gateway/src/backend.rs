@@ -1,13 +1,16 @@
 //! The gateway as the HTTP layer sees it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
+use prost::Message;
 use tandem_gateway_core::Refusal;
 use tandem_gateway_core::budget::Budget;
 use tandem_gateway_core::conduct::Policy;
+use tandem_gateway_core::quarantine::Quarantine;
 use tandem_openai::{Backend, EventStream, Model};
 use tandem_worker_api::{GenerateRequest, Sampling};
 use tokio::sync::mpsc;
@@ -22,6 +25,9 @@ pub struct Gateway {
     fleet: Arc<Fleet>,
     policy: Policy,
     budget: Arc<Mutex<Budget>>,
+    quarantine: Arc<Mutex<Quarantine>>,
+    /// Keyed at random, so that nobody can make a request that looks like another's.
+    fingerprints: RandomState,
     tasks: TaskTracker,
 }
 
@@ -29,7 +35,20 @@ impl Gateway {
     /// Serves on this fleet, as patiently as `policy` says.
     #[must_use]
     pub fn new(fleet: Arc<Fleet>, policy: Policy) -> Self {
-        Self { fleet, policy, budget: Arc::default(), tasks: TaskTracker::new() }
+        Self {
+            fleet,
+            policy,
+            budget: Arc::default(),
+            quarantine: Arc::default(),
+            fingerprints: RandomState::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Of what the client asked; the same for a client's retry.
+    fn fingerprint(&self, request: &GenerateRequest) -> u64 {
+        let asked = GenerateRequest { id: None, seed: 0, asked_at: 0, ..request.clone() };
+        self.fingerprints.hash_one(asked.encode_to_vec())
     }
 
     /// Waits, for at most so long, until no choice runs any more and every cancel was sent.
@@ -70,6 +89,11 @@ impl Backend for Gateway {
             let message = format!("the model `{}` is not served any more", request.model);
             return stream::iter([Err(Refusal::ModelNotFound(message))]).boxed();
         };
+        let fingerprint = self.fingerprint(&request);
+        if self.quarantine.lock().unwrap_or_else(PoisonError::into_inner).holds(fingerprint, self.fleet.now())
+        {
+            return stream::iter([Err(Refusal::Poisonous)]).boxed();
+        }
         let (client, events) = mpsc::channel(AHEAD);
         let choice = Choice {
             fleet: self.fleet.clone(),
@@ -82,6 +106,8 @@ impl Backend for Gateway {
             },
             client,
             budget: self.budget.clone(),
+            quarantine: self.quarantine.clone(),
+            fingerprint,
             tasks: self.tasks.clone(),
         };
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).earn();

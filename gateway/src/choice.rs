@@ -7,6 +7,7 @@ use std::time::Duration;
 use tandem_gateway_core::budget::Budget;
 use tandem_gateway_core::conduct::{Action, Conductor, Input, Loss, Policy, Replica, Why};
 use tandem_gateway_core::ledger::Limits;
+use tandem_gateway_core::quarantine::Quarantine;
 use tandem_gateway_core::{Event, Refusal};
 use tandem_worker_api::GenerateRequest;
 use tokio::sync::mpsc;
@@ -32,6 +33,9 @@ pub(crate) struct Choice {
     pub(crate) client: mpsc::Sender<Result<Event, Refusal>>,
     /// For second attempts on suspicion; all choices of the gateway share it.
     pub(crate) budget: Arc<Mutex<Budget>>,
+    /// Where this request goes when it kills two workers, under its fingerprint.
+    pub(crate) quarantine: Arc<Mutex<Quarantine>>,
+    pub(crate) fingerprint: u64,
     /// Where attempts run, so that the end of the program can wait for their cancels.
     pub(crate) tasks: TaskTracker,
 }
@@ -107,6 +111,10 @@ impl Choice {
             }
             Action::Say(event) => self.tell(Ok(event)).await,
             Action::Fail(refusal) => {
+                if refusal == Refusal::Poisonous {
+                    let mut quarantine = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+                    quarantine.put(self.fingerprint, self.fleet.now());
+                }
                 tracing::info!(stream = %self.stream(), ?refusal, "a choice failed");
                 self.tell(Err(refusal)).await
             }

@@ -124,7 +124,13 @@ async fn a_request_whose_workers_die_at_one_place_ends_with_an_error_and_spares_
     assert_eq!(answer.error.as_ref().unwrap()["error"]["code"], "workers_died");
     assert!(!answer.done);
     assert_eq!(answer.ids, continued(MESSAGES, 0, 0, Vec::new(), 5), "what was said stays said");
+    assert_eq!(
+        ask(&site.url, body(TOKENS)).await.status,
+        500,
+        "a client's retry does not come through either"
+    );
     assert_eq!(site.workers[2].served(), 0);
+    ask(&site.url, body(TOKENS + 1)).await.end().await.assert_undisturbed(TOKENS + 1);
     site.finish().await;
 }
 

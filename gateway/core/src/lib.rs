@@ -9,6 +9,7 @@ mod event;
 pub mod fold;
 pub mod health;
 pub mod ledger;
+pub mod quarantine;
 #[cfg(test)]
 mod script;
 

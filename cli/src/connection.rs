@@ -22,6 +22,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(30);
 /// How often a quiet connection is asked whether it lives, and how long the answer may take.
 const PING: Duration = Duration::from_secs(10);
+/// What tonic says when [`ANSWER`] is over.
+const TIMED_OUT: &str = "Timeout expired";
 /// The largest object list that is accepted, in bytes.
 const MESSAGE: usize = 64 << 20;
 
@@ -115,12 +117,12 @@ impl Connection {
     pub(crate) fn explain(&self, status: &Status) -> anyhow::Error {
         let operator = &self.operator;
         match status.code() {
-            Code::Unavailable => unreachable(operator, &root(status)),
+            Code::DeadlineExceeded => late(operator),
+            Code::Cancelled if status.message() == TIMED_OUT => late(operator),
+            Code::Unavailable | Code::Cancelled => unreachable(operator, &root(status)),
+            // So tonic names what breaks in mid-answer.
             Code::Unknown if std::error::Error::source(status).is_some() => {
                 unreachable(operator, &root(status))
-            }
-            Code::Cancelled | Code::DeadlineExceeded => {
-                anyhow!("the operator at {operator} took more than {ANSWER:?} to answer: see its log")
             }
             Code::PermissionDenied | Code::Unauthenticated => {
                 anyhow!(
@@ -156,12 +158,23 @@ fn parse(json: &str) -> Result<Value> {
     serde_json::from_str(json).context("the operator sent no JSON")
 }
 
-/// A handshake that fails is told apart from a port that nobody listens on: the mend is another.
+fn late(operator: &str) -> anyhow::Error {
+    anyhow!("the operator at {operator} took more than {ANSWER:?} to answer: see its log")
+}
+
+/// A handshake that fails is told apart from a port that nobody listens on: the mend is another. A server that refuses a
+/// certificate mostly just closes the connection, as one does that is shut down.
 fn unreachable(operator: &str, cause: &str) -> anyhow::Error {
     if ["certificate", "UnknownCA", "BadSignature", "DecryptError"].iter().any(|word| cause.contains(word)) {
         return anyhow!(
             "the operator at {operator} and these credentials are not of one cluster: use those that it wrote to \
              DATA-DIR/admin ({cause})"
+        );
+    }
+    if cause.contains("connection closed") {
+        return anyhow!(
+            "the operator at {operator} closed the connection: it is being shut down, or it doesn't know these \
+             credentials; use those that it wrote to DATA-DIR/admin ({cause})"
         );
     }
     anyhow!("no operator answers at {operator}: check that it runs and that its port is open ({cause})")

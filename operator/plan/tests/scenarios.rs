@@ -285,3 +285,37 @@ fn copies_that_all_fail_need_a_person() {
     let recovery = plan.statuses[&fleet::key("kimi")].recovery.clone().unwrap();
     assert_eq!(recovery.since, fleet.now);
 }
+
+/// Between a spec that drops a copy and its host's word on it, gateways send it nothing new.
+#[test]
+fn a_copy_drains_as_soon_as_it_is_dropped() {
+    let mut fleet = Fleet::new();
+    fleet.join("a", 8);
+    fleet.apply("kimi", spec(2, 0), 4);
+    fleet.settle();
+    fleet.scale("kimi", 1);
+    fleet.plan();
+    let route = &fleet.plan().routes[0];
+    let told: Vec<_> =
+        route.replicas.iter().map(|replica| (replica.workload.as_str(), replica.draining)).collect();
+    assert_eq!(told, [("llm-kimi-1", false), ("llm-kimi-2", true)]);
+}
+
+/// A new leader has not heard from anyone yet: routes and conditions stay as they were.
+#[test]
+fn a_new_leader_takes_no_route_away() {
+    let conditions = |plan: &tandem_plan::Plan| plan.statuses[&fleet::key("kimi")].conditions.clone();
+    let mut fleet = Fleet::new();
+    ["a", "b", "c"].iter().for_each(|host| fleet.join(host, 4));
+    fleet.apply("kimi", spec(1, 1), 4);
+    let settled = fleet.settle().pop().unwrap();
+    fleet.state.term = 2;
+    ["a", "b", "c"].iter().for_each(|host| fleet.cut_off(host));
+    fleet.pass(3);
+    let plan = fleet.plan();
+    assert_eq!((&plan.routes, conditions(&plan)), (&settled.routes, conditions(&settled)));
+    fleet.revive("c");
+    let plan = fleet.plan();
+    assert_eq!((&plan.routes, conditions(&plan)), (&settled.routes, conditions(&settled)));
+    assert!(plan.specs.values().all(|spec| spec.term == 2));
+}

@@ -63,7 +63,10 @@ proptest! {
         for (index, (replicas, failures, size)) in wants.iter().enumerate() {
             fleet.apply(&format!("d{index}"), spec(*replicas, *failures), *size);
         }
-        fleet.settle();
+        let plans = fleet.settle();
+        let stops = |step: &&tandem_plan::Step| matches!(step.action, tandem_plan::Action::Stop { .. });
+        let in_vain: Vec<_> = plans.iter().flat_map(|plan| &plan.steps).filter(stops).collect();
+        prop_assert!(in_vain.is_empty(), "started in vain: {in_vain:?}");
         let mut left = units.clone();
         for (index, (replicas, failures, size)) in wants.iter().enumerate() {
             let name = format!("d{index}");

@@ -52,7 +52,7 @@ proptest! {
     /// allows; and where the promise can't be held, the condition says so and as much as possible serves.
     #[test]
     fn placement_is_what_an_exhaustive_search_finds(
-        units in prop::collection::vec(0_u64..5, 1..5),
+        units in prop::collection::vec(0_u64..7, 1..5),
         wants in prop::collection::vec((1_u32..4, 0_u32..3, 1_u64..4), 1..3),
     ) {
         let mut fleet = Fleet::new();

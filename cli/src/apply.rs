@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
+use serde_json::Value;
 use tandem_control_api::apply_response::Result as Outcome;
 use tandem_control_api::{ApplyRequest, DeleteRequest, ScaleRequest};
+use tandem_crds::manifest::Manifest;
 
 use crate::connection::Connection;
 use crate::manifests::{self, Document};
@@ -14,6 +16,9 @@ use crate::output::write;
 
 /// Under which name fields of an applied manifest are owned.
 const FIELD_MANAGER: &str = "tandem-cli";
+
+/// Metadata that people write.
+const STATED: [&str; 4] = ["name", "namespace", "labels", "annotations"];
 
 /// Manifests to apply.
 #[derive(Args)]
@@ -73,10 +78,7 @@ pub(crate) async fn apply(mut connection: Connection, options: &Options) -> Resu
 async fn apply_one(connection: &mut Connection, document: &Document, options: &Options) -> Result<String> {
     let manifest = document.read.as_ref().map_err(|sentence| anyhow!("{sentence}"))?;
     let reference = document.reference(manifest, &connection.namespace);
-    let mut object = manifest.written.clone();
-    if !reference.namespace.is_empty() {
-        object["metadata"]["namespace"] = reference.namespace.clone().into();
-    }
+    let object = stated(manifest, &reference.namespace);
     let request = ApplyRequest {
         manifest_json: object.to_string(),
         field_manager: FIELD_MANAGER.to_owned(),
@@ -97,6 +99,21 @@ async fn apply_one(connection: &mut Connection, document: &Document, options: &O
     };
     let note = if options.dry_run { " (dry run)" } else { "" };
     Ok(format!("{label} {outcome}{note}\n"))
+}
+
+/// What a person states, less what the operator wrote into an object that comes from `get`.
+fn stated(manifest: &Manifest, namespace: &str) -> Value {
+    let mut object = manifest.written.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.retain(|field, _| STATED.contains(&field.as_str()));
+        if !namespace.is_empty() {
+            metadata.insert("namespace".to_owned(), namespace.into());
+        }
+    }
+    object
 }
 
 pub(crate) async fn delete(mut connection: Connection, options: &DeleteOptions) -> Result<ExitCode> {

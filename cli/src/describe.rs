@@ -61,7 +61,10 @@ fn deployment(object: &Value) -> Vec<(&'static str, String)> {
         _ => String::new(),
     };
     let failures = spec["redundancy"]["hostFailures"].as_u64().unwrap_or(0);
-    let copies = |key: &str| status[key].as_u64().unwrap_or(0);
+    let copies = match text(status, &["ready"]) {
+        "" => String::new(),
+        ready => format!("{ready} ready, {} placed", status["copies"].as_u64().unwrap_or(0)),
+    };
     vec![
         ("Model", said(&["spec", "model", "name"])),
         ("Source", said(&["spec", "model", "source"])),
@@ -77,7 +80,7 @@ fn deployment(object: &Value) -> Vec<(&'static str, String)> {
                 more => format!("the loss of any {more} hosts"),
             },
         ),
-        ("Copies", format!("{} ready of {}", copies("readyCopies"), copies("copies"))),
+        ("Copies", copies),
         ("Cover", said(&["status", "cover"])),
         ("Memory", memory(&status["sizing"])),
         ("Endpoint", said(&["status", "endpoint"])),
@@ -208,7 +211,7 @@ mod tests {
             "metadata": {"name": "kimi", "namespace": "llm", "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"model": {"name": "kimi-k2.5", "source": "https://models/kimi/"}, "quant": "UD-Q2_K_XL",
                 "context": {"tokens": 98304, "poolTokens": 196_608}, "redundancy": {"hostFailures": 1}, "replicas": 1},
-            "status": {"copies": 2, "readyCopies": 1, "cover": "None",
+            "status": {"copies": 2, "readyCopies": 1, "ready": "1/2", "cover": "None",
                 "sizing": {"totalBytes": 3_u64 << 30, "weightsBytes": 2_u64 << 30, "kvBytes": 1 << 29, "arenaBytes": 1 << 29},
                 "conditions": [{"type": "Redundant", "status": "False", "reason": "HostLost",
                     "message": "host mac-b is silent for 12 s", "lastTransitionTime": "2026-01-01T00:00:48Z"}],
@@ -227,7 +230,7 @@ Quant:        UD-Q2_K_XL
 Context:      98304 tokens a sequence, 196608 in all
 Replicas:     1
 Survives:     the loss of any one host
-Copies:       1 ready of 2
+Copies:       1/2 ready, 2 placed
 Cover:        None
 Memory:       3.0 GiB a copy: weights 2.0 GiB, KV cache 512.0 MiB, arena 512.0 MiB
 

@@ -38,6 +38,8 @@ const INBOX: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
 /// How often the machine is measured.
 const MEASURE: Duration = Duration::from_secs(10);
+/// Plans that are made of one observation; each workload takes a few steps at once at most.
+const MOST_STEPS: usize = 16;
 /// How long an agent that has just started may take to hear the workers that it finds, before it reports.
 const FINDING_OUT: Duration = Duration::from_secs(3);
 /// How often certificates are looked at.
@@ -241,7 +243,7 @@ impl Agent {
         // Without the runner nothing is known of processes; without a spec nothing is to be done.
         if let (Some(spec), true) = (self.spec.clone(), self.runner_there) {
             // What is done at once may make room for the next step; what fails at once is left to the next look.
-            loop {
+            for _ in 0..MOST_STEPS {
                 let next = reconcile(&spec, &self.observed, &self.ledger, now);
                 if next == plan {
                     break;

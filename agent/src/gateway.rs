@@ -7,7 +7,7 @@ use tandem_agent_core::{Credentials, restart_delay};
 use tandem_pki::Identity;
 
 use crate::home::Home;
-use crate::runner::{Listed, Start, State};
+use crate::runner::Start;
 use crate::settings::{Settings, passed_on};
 
 /// The runner's name for it: no workload can have it, since `@` is in no DNS label.
@@ -65,18 +65,8 @@ impl Gateway {
         }
     }
 
-    /// Takes note of what the runner lists. Returns whether its end has to be acknowledged.
-    pub(crate) fn listed(&mut self, listed: Option<&Listed>, now: Duration) -> bool {
-        let ended = listed.is_some_and(|listed| matches!(listed.state, State::Exited(_)));
-        let runs = listed.is_some() && !ended;
-        if ended || (self.running && !runs) {
-            self.failed(now);
-        }
-        self.running = runs;
-        if listed.is_some() {
-            self.starting = false;
-        }
-        ended
+    pub(crate) fn runs(&mut self) {
+        (self.running, self.starting) = (true, false);
     }
 
     pub(crate) fn failed(&mut self, now: Duration) {

@@ -297,7 +297,10 @@ async fn a_gateway_runs_beside_the_workers_in_the_hosts_name() {
     let mut cluster = Cluster::start().await;
     let program = cluster.dir.path().join("gateway");
     let said = cluster.dir.path().join("said");
-    executable(&program, &format!("#!/bin/sh\necho \"$@\" > {}\nexec cat\n", said.display()));
+    let pid = cluster.dir.path().join("pid");
+    let script =
+        format!("#!/bin/sh\necho $$ > {}\necho \"$@\" > {}\nexec cat\n", pid.display(), said.display());
+    executable(&program, &script);
     cluster.start_agent_with(&[
         "--gateway-listen",
         "127.0.0.1:8123",
@@ -319,6 +322,11 @@ async fn a_gateway_runs_beside_the_workers_in_the_hosts_name() {
     let args = args.await.unwrap();
     assert!(args.contains("--name host-a") && args.contains("--listen 127.0.0.1:8123"), "{args}");
     assert!(args.contains("--advertise http://127.0.0.1:8123"), "{args}");
+    // When it dies it is started again.
+    let pid = fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    cluster.until("no gateway", |report| report.gateway_url.is_none()).await;
+    cluster.until("a gateway again", |report| report.gateway_url.is_some()).await;
 }
 
 /// Mounts a small tmpfs, which takes root; without, it says so and passes.

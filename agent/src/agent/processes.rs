@@ -44,9 +44,10 @@ impl Agent {
             State::Running => observation.process = Process::Running { epoch, memory_bytes },
             State::Stopping => observation.process = Process::Stopping { epoch, memory_bytes },
             State::Exited(mut exit) => {
-                // Remembered until here; from now on it is ours to remember.
+                // Remembered until here; from now on it is ours to remember. A list that was on its way meanwhile may tell
+                // of the same end once more: that one is refused.
                 if let Err(error) = self.runner.acknowledge(&id, epoch).await {
-                    tracing::warn!(workload = id, error = chain(&error), "an end can't be acknowledged");
+                    tracing::debug!(workload = id, error = chain(&error), "an end is not acknowledged");
                     return;
                 }
                 if let Some(why) = extra.killed.take() {
@@ -98,10 +99,20 @@ impl Agent {
             }
             return;
         };
-        if gateway.listed(listed, now)
-            && let Err(error) = self.runner.acknowledge(gateway::ID, gateway::EPOCH).await
-        {
-            tracing::warn!(error = chain(&error), "the gateway's end can't be acknowledged");
+        match listed.map(|listed| &listed.state) {
+            Some(State::Running | State::Stopping) => gateway.runs(),
+            Some(State::Exited(exit)) => {
+                if let Err(error) = self.runner.acknowledge(gateway::ID, gateway::EPOCH).await {
+                    tracing::debug!(error = chain(&error), "the gateway's end is not acknowledged");
+                    return;
+                }
+                let cause = cause(exit.code, exit.signal, exit.note.as_deref()).cause;
+                tracing::warn!(cause, "the gateway has ended");
+                gateway.failed(now);
+            }
+            // The runner was another one before, and took it along.
+            None if gateway.running => gateway.failed(now),
+            None => {}
         }
     }
 }

@@ -6,6 +6,7 @@ mod service;
 use std::env;
 use std::fs;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, ExitCode};
@@ -51,7 +52,7 @@ pub(crate) struct Options {
     data_dir: PathBuf,
     /// Also run a gateway, listening here.
     #[arg(long, value_name = "ADDRESS:PORT")]
-    gateway_listen: Option<String>,
+    gateway_listen: Option<SocketAddr>,
     /// The agent's program; without it, the one beside this.
     #[arg(long)]
     program: Option<PathBuf>,
@@ -79,7 +80,7 @@ async fn install(options: &Options) -> Result<ExitCode> {
         name: host_name(options.name.as_deref())?,
         address: options.address.clone(),
         data_dir: options.data_dir.clone(),
-        gateway_listen: options.gateway_listen.clone(),
+        gateway_listen: options.gateway_listen.map(|listen| listen.to_string()),
     };
     let services = service::services(platform, &settings);
     if options.print {
@@ -140,6 +141,7 @@ async fn gather(options: &Options, platform: Platform, settings: &Settings) -> F
         },
         _ => dial(&options.operator).await,
     };
+    let joined = Credentials::exist(&settings.data_dir.join("identity"));
     let existing = nearest_existing(&settings.data_dir);
     Facts {
         root: nix::unistd::geteuid().is_root(),
@@ -152,8 +154,22 @@ async fn gather(options: &Options, platform: Platform, settings: &Settings) -> F
         data_dir: settings.data_dir.clone(),
         free_bytes: free_bytes(&existing),
         token: token.map(|token| token.map(drop).map_err(|error| error.to_string())),
-        joined: Credentials::exist(&settings.data_dir.join("identity")),
+        // Where an agent has run before, it may be its own gateway that holds the port.
+        gateway: options.gateway_listen.map(|at| gateway(at, &settings.program, joined)),
+        joined,
         operator,
+    }
+}
+
+/// Whether a gateway is there to be started, and can listen.
+fn gateway(listen: SocketAddr, agent: &Path, joined: bool) -> Result<(), String> {
+    let program = agent.with_file_name("tandem-gateway");
+    if !program.is_file() {
+        return Err(format!("install tandem-gateway beside the agent, at {}", program.display()));
+    }
+    match std::net::TcpListener::bind(listen) {
+        Err(error) if !joined => Err(format!("{listen} can't be listened on ({error}): name another port")),
+        _ => Ok(()),
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) async fn run(connection: Connection, options: &Options) -> Result<()>
 
 /// Shows on a terminal that something is waited for, and nothing elsewhere.
 pub(crate) fn spinner() -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
     let bar = ProgressBar::new_spinner().with_style(style.context("the template is constant")?);
     bar.enable_steady_tick(Duration::from_millis(120));
     Ok(bar)

@@ -33,6 +33,8 @@ pub(super) struct Facts {
     /// Whether the data folder holds credentials from an earlier join.
     pub(super) joined: bool,
     pub(super) operator: Operator,
+    /// Of the gateway that was asked for, and why it can't run.
+    pub(super) gateway: Option<Result<(), String>>,
 }
 
 /// One thing that must be so.
@@ -94,9 +96,16 @@ pub(super) fn check(facts: &Facts) -> Vec<Check> {
         ),
     });
     checks.push(match &facts.operator {
-        Operator::Answers => of(true, "the operator answers, and is of the token's cluster", ""),
+        Operator::Answers if facts.token.is_some() => {
+            of(true, "the operator answers, and is of the token's cluster", "")
+        }
+        Operator::Answers => of(true, "the operator answers", ""),
         Operator::Refused(sentence) => of(false, "the operator answers", sentence),
     });
+    checks.extend(facts.gateway.as_ref().map(|gateway| {
+        let sentence = gateway.as_ref().err().map(String::as_str);
+        of(sentence.is_none(), "a gateway can run here", sentence.unwrap_or_default())
+    }));
     checks
 }
 
@@ -118,6 +127,7 @@ mod tests {
             token: Some(Ok(())),
             joined: false,
             operator: Operator::Answers,
+            gateway: Some(Ok(())),
         }
     }
 
@@ -125,13 +135,14 @@ mod tests {
     fn a_fit_machine_passes_and_each_fault_is_named_with_its_mend() {
         assert!(check(&fit()).iter().all(|check| check.holds));
         type Fault = fn(&mut Facts);
-        let faults: [(&str, Fault); 7] = [
+        let faults: [(&str, Fault); 8] = [
             ("sudo", |f| f.root = false),
             ("--print", |f| f.service_manager = false),
             ("--program", |f| f.program_found = false),
             ("beside the agent", |f| f.worker_found = false),
             ("--data-dir", |f| f.free_bytes = Some(1 << 30)),
             ("tandem join-token", |f| f.token = None),
+            ("another port", |f| f.gateway = Some(Err("taken: name another port".into()))),
             ("firewall", |f| f.operator = Operator::Refused("is a firewall between?".into())),
         ];
         for (mend, fault) in faults {

@@ -168,9 +168,10 @@ fn systemd(description: &str, command: &[String], data: &str, needs: Option<&str
         "[Unit]\nDescription={description}\nDocumentation=https://github.com/tandem-inference/tandem\n\
          Wants=network-online.target\nAfter=network-online.target\n{needs}\n\
          [Service]\nExecStart={}\nRestart=always\nRestartSec=2\nKillMode=mixed\nTimeoutStopSec=120\n\
-         LimitNOFILE=65536\nLimitMEMLOCK=infinity\nNoNewPrivileges=yes\nProtectSystem=full\nReadWritePaths={data}\n\n\
+         LimitNOFILE=65536\nLimitMEMLOCK=infinity\nNoNewPrivileges=yes\nProtectSystem=full\nReadWritePaths={}\n\n\
          [Install]\nWantedBy=multi-user.target\n",
-        command.join(" ")
+        command.join(" "),
+        quoted(data)
     )
 }
 
@@ -218,22 +219,76 @@ mod tests {
     fn the_agent_of_systemd_starts_after_its_runner() {
         let [runner, agent] = services(Platform::Systemd, &settings()).try_into().unwrap();
         assert_eq!(runner.path, Path::new("/etc/systemd/system/tandem-runner.service"));
-        assert!(runner.text.contains(
-            "ExecStart=/usr/local/bin/tandem-agent runner --socket \"/var/lib/tandem data/runner/runner.sock\""
-        ));
-        assert!(agent.text.contains("After=tandem-runner.service"));
-        assert!(agent.text.contains(
-            "--join-token-file \"/var/lib/tandem data/join-token\" --external-runner --address 10.0.0.7\n"
-        ));
+        let start = "/usr/local/bin/tandem-agent runner --socket \"/var/lib/tandem data/runner/runner.sock\"";
+        assert!(runner.text.contains(&format!("ExecStart={start} --dir \"/var/lib/tandem data/runner\"\n")));
+        assert!(!runner.text.contains("tandem-runner.service"), "it waits for nobody");
+        assert_eq!(
+            agent.text,
+            "[Unit]
+Description=Tandem agent
+Documentation=https://github.com/tandem-inference/tandem
+Wants=network-online.target
+After=network-online.target
+Wants=tandem-runner.service
+After=tandem-runner.service
+
+[Service]
+ExecStart=/usr/local/bin/tandem-agent run --operator https://10.0.0.5:7443 --name mac-a --data-dir \"/var/lib/tandem data\" --join-token-file \"/var/lib/tandem data/join-token\" --external-runner --address 10.0.0.7
+Restart=always
+RestartSec=2
+KillMode=mixed
+TimeoutStopSec=120
+LimitNOFILE=65536
+LimitMEMLOCK=infinity
+NoNewPrivileges=yes
+ProtectSystem=full
+ReadWritePaths=\"/var/lib/tandem data\"
+
+[Install]
+WantedBy=multi-user.target
+"
+        );
     }
 
     #[test]
-    fn a_property_list_escapes_what_xml_would_read() {
-        let settings = Settings { name: "a".into(), operator: "https://a/?x=1&y=<z>".into(), ..settings() };
-        let [_, agent] = services(Platform::Launchd, &settings).try_into().unwrap();
+    fn a_property_list_keeps_its_program_alive_and_escapes_what_xml_would_read() {
+        let settings = Settings { operator: "https://a/?x=1&y=<z>".into(), ..settings() };
+        let [runner, agent] = services(Platform::Launchd, &settings).try_into().unwrap();
         assert_eq!(agent.path, Path::new("/Library/LaunchDaemons/dev.tandem.agent.plist"));
         assert!(agent.text.contains("<string>https://a/?x=1&amp;y=&lt;z&gt;</string>"));
-        assert_eq!(agent.text.matches("<key>").count(), agent.text.matches("</key>").count());
+        assert_eq!(
+            runner.text,
+            r#"<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0">
+<dict>
+  <key>Label</key>
+  <string>dev.tandem.runner</string>
+  <key>ProgramArguments</key>
+  <array>
+    <string>/usr/local/bin/tandem-agent</string>
+    <string>runner</string>
+    <string>--socket</string>
+    <string>/var/lib/tandem data/runner/runner.sock</string>
+    <string>--dir</string>
+    <string>/var/lib/tandem data/runner</string>
+  </array>
+  <key>RunAtLoad</key>
+  <true/>
+  <key>KeepAlive</key>
+  <true/>
+  <key>ExitTimeOut</key>
+  <integer>120</integer>
+  <key>ProcessType</key>
+  <string>Interactive</string>
+  <key>StandardErrorPath</key>
+  <string>/var/lib/tandem data/dev.tandem.runner.log</string>
+  <key>StandardOutPath</key>
+  <string>/var/lib/tandem data/dev.tandem.runner.log</string>
+</dict>
+</plist>
+"#
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use tandem_pki::{Credentials, JoinToken, Name, fetch_pinned_ca};
 
+use crate::output::write;
 use preflight::{Facts, Operator};
 use service::{Platform, Service, Settings};
 
@@ -74,18 +75,21 @@ async fn install(options: &Options) -> Result<ExitCode> {
         Some(program) => program.clone(),
         None => beside_this_program()?,
     };
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("{} is no path", path.display()));
     let settings = Settings {
-        program: program.clone(),
+        program: absolute(&program)?,
         operator: options.operator.clone(),
         name: host_name(options.name.as_deref())?,
         address: options.address.clone(),
-        data_dir: options.data_dir.clone(),
+        data_dir: absolute(&options.data_dir)?,
+        joins: options.join_token.is_some() || (options.print && !has_joined(&options.data_dir)),
         gateway_listen: options.gateway_listen.map(|listen| listen.to_string()),
     };
     let services = service::services(platform, &settings);
     if options.print {
         for service in &services {
-            println!("# {}\n{}", service.path.display(), service.text);
+            write(&format!("# {}\n{}\n", service.path.display(), service.text))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -141,7 +145,7 @@ async fn gather(options: &Options, platform: Platform, settings: &Settings) -> F
         },
         _ => dial(&options.operator).await,
     };
-    let joined = Credentials::exist(&settings.data_dir.join("identity"));
+    let joined = has_joined(&settings.data_dir);
     let existing = nearest_existing(&settings.data_dir);
     Facts {
         root: nix::unistd::geteuid().is_root(),
@@ -159,6 +163,11 @@ async fn gather(options: &Options, platform: Platform, settings: &Settings) -> F
         joined,
         operator,
     }
+}
+
+/// Whether an agent with this data folder has credentials.
+fn has_joined(data_dir: &Path) -> bool {
+    Credentials::exist(&data_dir.join("identity"))
 }
 
 /// Whether a gateway is there to be started, and can listen.

@@ -51,6 +51,8 @@ pub(super) struct Settings {
     pub(super) name: String,
     pub(super) address: Option<String>,
     pub(super) data_dir: PathBuf,
+    /// Whether it joins by a token; the agent wants to read the file that it is given, also where it has joined before.
+    pub(super) joins: bool,
     pub(super) gateway_listen: Option<String>,
 }
 
@@ -83,10 +85,11 @@ pub(super) fn services(platform: Platform, settings: &Settings) -> Vec<Service> 
         settings.name.clone(),
         "--data-dir".into(),
         data.clone(),
-        "--join-token-file".into(),
-        format!("{data}/{TOKEN_FILE}"),
-        "--external-runner".into(),
     ];
+    if settings.joins {
+        agent.extend(["--join-token-file".into(), format!("{data}/{TOKEN_FILE}")]);
+    }
+    agent.push("--external-runner".into());
     for (flag, value) in [("--address", &settings.address), ("--gateway-listen", &settings.gateway_listen)] {
         if let Some(value) = value {
             agent.extend([flag.to_owned(), value.clone()]);
@@ -122,10 +125,17 @@ pub(super) fn paths(platform: Platform) -> [PathBuf; 2] {
 /// What to run once the files are written.
 pub(super) fn start_commands(platform: Platform, services: &[Service]) -> Vec<Vec<String>> {
     match platform {
+        // What runs already stays up as a runner, and takes its new definition as an agent.
         Platform::Systemd => {
-            let mut enable = words("systemctl enable --now");
-            enable.extend(services.iter().map(|service| service.label.to_owned()));
-            vec![words("systemctl daemon-reload"), enable]
+            let [runner, agent] = labels(platform);
+            [
+                "daemon-reload".to_owned(),
+                format!("enable {runner} {agent}"),
+                format!("start {runner}"),
+                format!("restart {agent}"),
+            ]
+            .map(|rest| words(&format!("systemctl {rest}")))
+            .into()
         }
         Platform::Launchd => services
             .iter()
@@ -211,6 +221,7 @@ mod tests {
             name: "mac-a".into(),
             address: Some("10.0.0.7".into()),
             data_dir: "/var/lib/tandem data".into(),
+            joins: true,
             gateway_listen: None,
         }
     }
@@ -248,6 +259,13 @@ ReadWritePaths=\"/var/lib/tandem data\"
 WantedBy=multi-user.target
 "
         );
+    }
+
+    #[test]
+    fn who_has_joined_before_is_given_no_file_that_may_not_exist() {
+        let [_, agent] =
+            services(Platform::Systemd, &Settings { joins: false, ..settings() }).try_into().unwrap();
+        assert!(!agent.text.contains("--join-token-file"), "{}", agent.text);
     }
 
     #[test]
@@ -300,8 +318,12 @@ WantedBy=multi-user.target
     #[test]
     fn what_is_started_first_is_stopped_last() {
         let services = services(Platform::Systemd, &settings());
-        let start = start_commands(Platform::Systemd, &services).concat().join(" ");
-        assert!(start.ends_with("tandem-runner.service tandem-agent.service"));
+        let start: Vec<String> =
+            start_commands(Platform::Systemd, &services).iter().map(|words| words.join(" ")).collect();
+        assert_eq!(
+            start[2..],
+            ["systemctl start tandem-runner.service", "systemctl restart tandem-agent.service"]
+        );
         assert!(stop_commands(Platform::Systemd)[0].concat().contains("tandem-agent"));
     }
 }

@@ -257,18 +257,18 @@ impl<'a> One<'a> {
             .collect()
     }
 
-    /// How many copies shall remain after the failures, and how many there shall be now, as far as the hosts allow.
-    fn goal(&self) -> (u32, u32) {
+    /// How many copies shall remain after 0, 1, … `hostFailures` failures: `replicas`, or as many as the hosts allow.
+    fn goal(&self) -> Vec<u32> {
         let limits = self.limits();
-        (self.replicas.min(survivors(&limits, self.failures)), self.replicas.min(limits.iter().sum()))
+        (0..=self.failures).map(|failures| self.replicas.min(survivors(&limits, failures))).collect()
     }
 
-    fn holds(&self, copies: &[u32], (remaining, total): (u32, u32)) -> bool {
-        survivors(copies, self.failures) >= remaining && copies.iter().sum::<u32>() >= total
+    fn holds(&self, copies: &[u32], goal: &[u32]) -> bool {
+        (0..).zip(goal).all(|(failures, remaining)| survivors(copies, failures) >= *remaining)
     }
 
     fn has_promise(&self, copies: &[u32]) -> bool {
-        self.holds(copies, (self.replicas, self.replicas))
+        survivors(copies, self.failures) >= self.replicas
     }
 
     /// Copies by host that serve now and are not stopped by this decision.
@@ -292,9 +292,7 @@ impl<'a> One<'a> {
                 continue;
             }
             self.room.give(copy.host, copy.workload.memory_bytes);
-            if self.room.copies(copy.host, self.need) > 0
-                && !self.holds(&self.counted, (self.replicas, self.replicas))
-            {
+            if self.room.copies(copy.host, self.need) > 0 && !self.has_promise(&self.counted) {
                 self.room.take(copy.host, self.need);
                 self.counted[copy.host] += 1;
                 self.decision.replace.push((index, self.version_reason()));
@@ -312,7 +310,7 @@ impl<'a> One<'a> {
 
     fn start(&mut self) {
         let goal = self.goal();
-        while !self.holds(&self.counted, goal) {
+        while !self.holds(&self.counted, &goal) {
             let open = (0..self.world.hosts.len()).filter(|host| self.accepts(*host));
             let fitting = open.filter(|host| self.room.copies(*host, self.need) > 0);
             let Some(host) = fitting.min_by_key(|host| self.score(*host)) else { break };
@@ -392,7 +390,7 @@ impl<'a> One<'a> {
                 ),
                 // The best that is possible without the leaving hosts must be reached; that may be less than the promise.
                 Role::Leaving(reason) => (
-                    !copy.is_ready() && host.is_known() || serves && self.holds(&without, goal),
+                    !copy.is_ready() && host.is_known() || serves && self.holds(&without, &goal),
                     reason.clone(),
                 ),
                 Role::Outdated => (self.has_promise(&without), self.version_reason()),
@@ -419,7 +417,7 @@ impl<'a> One<'a> {
                 let done = |(other, _): &(usize, String)| other == index;
                 self.roles[*index] == Role::Counted
                     && !self.decision.stop.iter().any(done)
-                    && self.is_surplus(*index, goal)
+                    && self.is_surplus(*index, &goal)
             });
             let Some(index) = candidates.min_by_key(|index| self.dispensable(*index)) else { return };
             self.counted[self.wanted.copies[index].host] -= 1;
@@ -428,7 +426,7 @@ impl<'a> One<'a> {
         }
     }
 
-    fn is_surplus(&self, index: usize, goal: (u32, u32)) -> bool {
+    fn is_surplus(&self, index: usize, goal: &[u32]) -> bool {
         let copy = &self.wanted.copies[index];
         let mut counted = self.counted.clone();
         counted[copy.host] -= 1;

@@ -142,7 +142,8 @@ fn too_few(case: &Case) -> Refusal {
     let replicas = case.wanted.spec.replicas;
     let failures = redundancy.host_failures;
     let need = human(case.need);
-    let missing = count(missing_hosts(case.limits, failures, replicas) as usize, "more host");
+    let missing = missing_hosts(case.limits, failures, replicas) as usize;
+    let add = count(missing, "host");
     let able = case.limits.iter().filter(|limit| **limit > 0).count();
     let or = match (most_failures(case.limits, replicas), survivors(case.limits, failures)) {
         (Some(fewer), _) if fewer < failures => format!(", or lower redundancy.hostFailures to {fewer}"),
@@ -155,14 +156,18 @@ fn too_few(case: &Case) -> Refusal {
     let sentence = if failures == 0 {
         let room = case.limits.iter().sum::<u32>();
         format!(
-            "{} shall serve, there is room for {room}; a copy needs {need}{held}: add {missing}{or}",
+            "{} shall serve, there is room for {room}; a copy needs {need}{held}: add {add}{or}",
             copies(replicas)
         )
     } else {
         format!(
-            "hostFailures {failures} with replicas {replicas} needs {missing}; a copy needs {need}, which {}{held}: \
-             add {missing}{or}",
-            if able == 1 { "1 host has".to_owned() } else { format!("{able} hosts have") }
+            "hostFailures {failures} with replicas {replicas} needs {} with {need} free, {}{held}: add {add}{or}",
+            count(missing, "more host"),
+            if able == 1 {
+                "beside the 1 that has it".to_owned()
+            } else {
+                format!("beside the {able} that have it")
+            }
         )
     };
     refuse(if failures == 0 { "NotEnoughRoom" } else { "NotEnoughHosts" }, &sentence)

@@ -15,6 +15,7 @@ use tandem_store::{Key, Kind, Selector};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::objects::shown;
 use crate::caller::{self, refusal};
 use crate::cluster::Cluster;
 use crate::membership::{self, JoinRefused};
@@ -39,7 +40,7 @@ impl Fleet {
             let mut object = read.ok_or_else(|| Status::not_found(format!("there is no {key}")))?;
             change(&mut object.json["spec"]);
             match self.0.store.replace(&object, MANAGER).await {
-                Ok(object) => return Ok(Response::new(Object { json: object.json.to_string() })),
+                Ok(object) => return Ok(Response::new(Object { json: shown(&object) })),
                 Err(error) if error.is_conflict() => {}
                 Err(error) => return Err(refusal(error)),
             }

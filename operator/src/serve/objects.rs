@@ -50,7 +50,7 @@ fn selector(request: &ListRequest) -> Result<Selector, Status> {
 }
 
 /// As people see it: without the bookkeeping of field owners.
-fn shown(object: &tandem_store::Object) -> String {
+pub(super) fn shown(object: &tandem_store::Object) -> String {
     let mut json = object.json.clone();
     if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.shift_remove("managedFields");

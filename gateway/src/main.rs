@@ -14,6 +14,7 @@ use tandem_gateway::{
     keep_renewed,
 };
 use tandem_openai::{Backend, Bounds, Limits, router, serve};
+use tandem_pki::local_address_towards;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -45,7 +46,7 @@ struct Args {
     /// Where clients are served. There is no TLS: put it behind something that has, or keep it on loopback
     #[arg(long, env = "TANDEM_GATEWAY_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Where clients reach this gateway [default: http://LISTEN]
+    /// Where clients reach this gateway [default: http://LISTEN, with the address towards the operator for 0.0.0.0]
     #[arg(long, env = "TANDEM_GATEWAY_ADVERTISE")]
     advertise: Option<String>,
     /// Seconds that one request may take in all
@@ -108,11 +109,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Ok(None) => {}
         Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
     }
-    let operator = Operator {
-        urls: args.operator.clone(),
-        credentials: credentials.subscribe(),
-        advertise: args.advertise.unwrap_or_else(|| format!("http://{address}")),
+    let advertise = match args.advertise {
+        Some(url) => url,
+        None => format!("http://{}", reachable(address, &args.operator[0])),
     };
+    let operator = Operator { urls: args.operator.clone(), credentials: credentials.subscribe(), advertise };
     let mut upkeep = JoinSet::new();
     upkeep.spawn(follow_routes(operator, fleet.clone(), file));
     upkeep.spawn(keep_renewed(dir, args.operator, credentials));
@@ -139,4 +140,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
     upkeep.abort_all();
     gateway.settle(SETTLE).await;
     Ok(())
+}
+
+/// Who listens everywhere is reached at the address that leads to the operator.
+fn reachable(listening: SocketAddr, operator: &str) -> SocketAddr {
+    if !listening.ip().is_unspecified() {
+        return listening;
+    }
+    match local_address_towards(operator) {
+        Ok(ip) => SocketAddr::new(ip, listening.port()),
+        Err(error) => {
+            tracing::warn!(%error, "can't tell at which address clients reach this gateway: give --advertise");
+            listening
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Joining a cluster: pin the authority by its hash, then trade the token for a certificate.
 
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -131,6 +133,30 @@ pub async fn fetch_pinned_ca(operator: &str, expected: Fingerprint) -> Result<St
         .ok_or_else(|| EnrollError::WrongAuthority(operator.to_owned()))
 }
 
+/// The local address from which this operator is reached: what to advertise where nobody said. No packet is sent.
+///
+/// # Errors
+/// When the address can't be resolved or no route leads to it.
+pub fn local_address_towards(operator: &str) -> io::Result<IpAddr> {
+    let uri: tonic::transport::Uri =
+        operator.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for remote in (host, uri.port_u16().unwrap_or(443)).to_socket_addrs()? {
+        let any: IpAddr =
+            if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let local = UdpSocket::bind((any, 0)).and_then(|socket| {
+            socket.connect(remote)?;
+            socket.local_addr()
+        });
+        match local {
+            Ok(local) => return Ok(local.ip().to_canonical()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// Accepts exactly the chains that hold the certificate with the expected hash, and that this certificate signed.
 #[derive(Debug)]
 struct PinnedAuthority {
@@ -180,5 +206,16 @@ impl ServerCertVerifier for PinnedAuthority {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_an_operator_on_this_machine_is_loopback() {
+        assert_eq!(local_address_towards("https://127.0.0.1:7443").unwrap(), Ipv4Addr::LOCALHOST);
+        assert!(local_address_towards("https://").is_err());
     }
 }

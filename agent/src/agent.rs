@@ -102,7 +102,7 @@ async fn start(args: RunArgs) -> Result<()> {
     let home = Arc::new(Home::open(&settings.data_dir)?);
     tracing::info!(
         name = %settings.name, data = %home.root().display(), address = settings.address,
-        "tandem-agent {}; SIGTERM ends the agent alone, and after that SIGTERM to the process in {} its workers",
+        "tandem-agent {} starts; SIGTERM ends it alone and workers go on, SIGTERM to the pid in {} then ends these",
         env!("CARGO_PKG_VERSION"), home.runner().join("runner.pid").display()
     );
     let ledger = read_ledger(&home.ledger())?;

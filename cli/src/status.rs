@@ -96,12 +96,15 @@ fn trouble(status: &StatusResponse, hosts: &[Value], deployments: &[Value]) -> V
     }
     for object in deployments {
         let namespace = text(object, &["metadata", "namespace"]);
+        let mut said = Vec::new();
         for (kind, bad) in
             [("Stalled", "True"), ("Ready", "False"), ("Redundant", "False"), ("Degraded", "True")]
         {
             if let Some((found, reason, message)) = condition(object, kind)
                 && found == bad
+                && !said.contains(&message)
             {
+                said.push(message);
                 let not = if bad == "False" { "not " } else { "" };
                 lines.push(format!("{namespace}/{} is {not}{kind} ({reason}): {message}", name(object)));
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tandem_gateway::{
     Fleet, Gateway, HealthBounds, Join, Operator, Policy, RoutesFile, Table, follow_routes, identity,
     keep_renewed,
@@ -58,22 +58,29 @@ struct Args {
     /// Seconds that streams may go on after SIGTERM
     #[arg(long, env = "TANDEM_GRACE_SECONDS", default_value_t = 30)]
     grace_seconds: u64,
-    /// Write the log as JSON lines
-    #[arg(long, env = "TANDEM_LOG_JSON")]
-    log_json: bool,
+    /// How log lines on standard error look. RUST_LOG says which there are
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line
+    Json,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_env("TANDEM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    if args.log_json {
-        log.json().init();
-    } else {
-        log.init();
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
     }
     tandem_pki::install_tls_provider();
     match run(args) {

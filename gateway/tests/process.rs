@@ -35,8 +35,9 @@ struct Gateway {
 impl Gateway {
     fn command(operator: &str, data: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-gateway"));
-        command.args(["--operator", operator, "--name", "edge", "--listen", "127.0.0.1:0", "--log-json"]);
-        command.arg("--data-dir").arg(data).env("TANDEM_LOG", "debug").env_remove("TANDEM_JOIN_TOKEN");
+        command.args(["--operator", operator, "--name", "edge", "--listen", "127.0.0.1:0"]);
+        command.args(["--log-format", "json"]);
+        command.arg("--data-dir").arg(data).env("RUST_LOG", "debug").env_remove("TANDEM_JOIN_TOKEN");
         command.stderr(Stdio::piped()).stdout(Stdio::null()).stdin(Stdio::null());
         command
     }

@@ -39,7 +39,6 @@ enum Command {
     /// Exit codes: 0 told to stop and drained; 1 an error that a restart may cure; 2 the spec or the command line can't be
     /// used; 3 weights missing, wrong, or of no model this worker can run; 4 the memory plan does not fit this machine;
     /// 5 the decode thread panicked.
-    #[command(verbatim_doc_comment)]
     Replica(ReplicaArgs),
     /// Serve a model alone, with an OpenAI API on HTTP
     Serve(ServeArgs),

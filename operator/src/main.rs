@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tandem_operator::{Settings, Timing};
 use tracing_subscriber::EnvFilter;
 
@@ -19,7 +19,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs an operator until it is told to end.
+    /// Run an operator until it is told to end.
     Run(Run),
 }
 
@@ -35,21 +35,28 @@ struct Run {
     /// DATA-DIR/admin/tandem.yaml.
     #[arg(long, env = "TANDEM_OPERATOR_ADVERTISE", value_delimiter = ',')]
     advertise: Vec<String>,
-    /// Write the log as JSON lines.
-    #[arg(long, env = "TANDEM_LOG_JSON")]
-    log_json: bool,
+    /// How log lines on standard error look. RUST_LOG says which there are.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line
+    Json,
 }
 
 fn main() -> ExitCode {
     let Command::Run(run) = Cli::parse().command;
-    let filter = EnvFilter::try_from_env("TANDEM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    if run.log_json {
-        log.json().init()
-    } else {
-        log.init()
+    match run.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
     }
     tandem_pki::install_tls_provider();
 

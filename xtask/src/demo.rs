@@ -107,9 +107,10 @@ fn show(site: &mut Site) -> Result<Figures> {
         "Undisturbed, {} tokens at temperature 1, {bits:.2} bits of surprise a token:",
         calm.tokens.len()
     ));
-    quote(&calm.text);
+    quote(&calm.text, None);
 
-    let (disturbed, killed, recovery) = disturb(site, &runtime, &client, &request)?;
+    let Disturbed { completion: disturbed, killed, recovery, cut } =
+        disturb(site, &runtime, &client, &request)?;
     let seam = disturbed.seams.first().context("the host died and no takeover was announced")?;
     say(&format!(
         "The stream went on after {:.0} ms at token {} on another host ({}).",
@@ -122,7 +123,7 @@ fn show(site: &mut Site) -> Result<Figures> {
         "the worker had made {} of {TOKENS} tokens when it died: too many to prove anything",
         seam.index
     );
-    quote(&disturbed.text);
+    quote(&disturbed.text, Some(cut));
 
     site.watch(DEPLOYMENT, Duration::from_secs(120), |object| {
         condition(object, "Redundant") == Some("True")
@@ -146,6 +147,16 @@ fn show(site: &mut Site) -> Result<Figures> {
     })
 }
 
+/// A text whose host died on the way.
+struct Disturbed {
+    completion: Completion,
+    killed: Instant,
+    /// From SIGKILL to the next token at the client.
+    recovery: Duration,
+    /// How many bytes of the text came before the takeover.
+    cut: usize,
+}
+
 /// The same request, with SIGKILL for the serving host's agent, runner and worker in mid-stream. Returns when Redundant
 /// has been seen False, so that its return is a return.
 fn disturb(
@@ -153,10 +164,14 @@ fn disturb(
     runtime: &tokio::runtime::Runtime,
     client: &Client,
     request: &Value,
-) -> Result<(Completion, Instant, Duration)> {
+) -> Result<Disturbed> {
     let mut killed: Option<Instant> = None;
     let mut recovery = None;
+    let mut cut = 0;
     let completion = runtime.block_on(client.chat(request, |so_far| {
+        if so_far.seams.is_empty() {
+            cut = so_far.text.len();
+        }
         match killed {
             None if so_far.tokens.len() >= KILL_AT => {
                 let host = site.serving_host(0, so_far)?;
@@ -177,7 +192,8 @@ fn disturb(
     let killed = killed.context("the text ended before the host was killed")?;
     site.watch(DEPLOYMENT, Duration::from_secs(60), |object| condition(object, "Redundant") == Some("False"))
         .context("the operator did not notice that a host is gone")?;
-    Ok((completion, killed, recovery.context("no token came after the host died")?))
+    let recovery = recovery.context("no token came after the host died")?;
+    Ok(Disturbed { completion, killed, recovery, cut })
 }
 
 fn verdict(figures: &Figures) -> Result<()> {
@@ -219,13 +235,13 @@ fn keep(site: Site) -> Result<()> {
     let dir = site.keep();
     say("Left running. Try:");
     println!(
-        "  export TANDEM_CONFIG={}\n  tandem get infd        # in {}\n  tandem describe {DEPLOYMENT}\n  tandem hosts list\n  \
+        "  export TANDEM_CONFIG={} PATH={}:$PATH\n  tandem get infd\n  tandem describe {DEPLOYMENT}\n  tandem hosts list\n  \
          curl -N {}/v1/chat/completions -d '{{\"model\":\"tiny-kimi\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\
-         \"content\":\"What is Tandem?\"}}]}}' -H 'content-type: application/json'\nStop it all with:\n  pkill -f {}",
+         \"content\":\"What is Tandem?\"}}]}}' -H 'content-type: application/json'\nStop it all with:\n  pkill -f {dir}; rm -r {dir}",
         config.display(),
         target_dir()?.display(),
         client.base(),
-        dir.display(),
+        dir = dir.display(),
     );
     Ok(())
 }
@@ -254,8 +270,12 @@ fn say(line: &str) {
     eprintln!("▸ {line}");
 }
 
-fn quote(text: &str) {
-    let shown: String = text.chars().take(220).collect();
+/// Shows how a text starts, with a mark at byte `cut`.
+fn quote(text: &str, cut: Option<usize>) {
+    let mut shown: String = text.chars().take(220).collect();
+    if let Some(cut) = cut.filter(|cut| shown.is_char_boundary(*cut)) {
+        shown.insert_str(cut, " ✗ ");
+    }
     eprintln!("    “{} …”", shown.replace('\n', " "));
 }
 

@@ -138,6 +138,11 @@ impl Origin {
         }
     }
 
+    /// Whether this is a local folder that is not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Folder(folder) if !folder.is_dir())
+    }
+
     /// Where a local file is.
     pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
         match self {

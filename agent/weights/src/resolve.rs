@@ -49,6 +49,11 @@ pub enum ResolveError {
     /// The list of hashes can't be read.
     #[error(transparent)]
     Sums(#[from] BadSums),
+    /// No folder.
+    #[error(
+        "the folder of `{0}` does not exist: a file:// source lies at the same path on the operator's machine and on every host"
+    )]
+    NoFolder(String),
     /// No list of hashes.
     #[error(
         "`{0}` has no SHA256SUMS, without which nothing is loaded: run `sha256sum *.gguf > SHA256SUMS` there, or list the files with their sha256 in the manifest"
@@ -127,6 +132,9 @@ async fn pick(
 async fn sums_of(origin: &Origin, source: &Source) -> Result<Vec<u8>, ResolveError> {
     let mut body = match origin.open(sums::NAME).await {
         Ok(body) => body,
+        Err(TransferError::NotFound(_)) if origin.is_missing() => {
+            return Err(ResolveError::NoFolder(source.to_string()));
+        }
         Err(TransferError::NotFound(_)) => return Err(ResolveError::NoSums(source.to_string())),
         Err(error) => return Err(error.into()),
     };

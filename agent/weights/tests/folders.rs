@@ -59,6 +59,14 @@ async fn a_folder_without_sums_says_how_to_make_them() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_not_there_is_told_from_one_without_sums() {
+    let dir = folder(&[]);
+    let error =
+        resolve(&source(&dir.path().join("gone")), "Q8_0", &[], &Access::default()).await.unwrap_err();
+    assert!(error.to_string().contains("does not exist"), "{error}");
+}
+
+#[tokio::test]
 async fn what_is_listed_and_not_there_is_named() {
     let dir = folder(&[("m-Q8_0.gguf", b"x")]);
     fs::remove_file(dir.path().join("m-Q8_0.gguf")).unwrap();

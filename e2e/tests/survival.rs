@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tandem_e2e::{Completion, DEPLOYMENT, Layout, MODEL, Programs, Site, deploy};
 
 /// Long enough that what happens in mid-stream happens in mid-stream.
-const TOKENS: usize = 400;
+const TOKENS: usize = 900;
 
 fn long_text() -> Value {
     json!({

@@ -14,7 +14,7 @@ use tandem_e2e::{Client, Completion, DEPLOYMENT, Layout, MODEL, Programs, Site, 
 use crate::cache;
 
 /// Tokens of the long text.
-const TOKENS: u32 = 480;
+const TOKENS: u32 = 900;
 /// The serving host is killed when the client has seen this many: well before the worker has made half of the text.
 const KILL_AT: usize = 40;
 /// The prompt leaves real choice, so that a wrong draw, a wrong prefix or a lost row shows as another text.

@@ -23,6 +23,8 @@ const SEED: u64 = 20;
 /// Below this a repeated text would prove little.
 const MIN_BITS_PER_TOKEN: f64 = 0.5;
 const MIN_TOKENS_AFTER_KILL: usize = 100;
+/// Characters of the text shown on either side of the takeover.
+const SHOWN: usize = 70;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -104,10 +106,9 @@ fn show(site: &mut Site) -> Result<Figures> {
     let calm = runtime.block_on(client.chat(&request, |_| Ok(())))?;
     let bits = bits_per_token(&calm);
     say(&format!(
-        "Undisturbed, {} tokens at temperature 1, {bits:.2} bits of surprise a token:",
+        "A long story, undisturbed: {} tokens at temperature 1, {bits:.2} bits of surprise a token.",
         calm.tokens.len()
     ));
-    quote(&calm.text, None);
 
     let Disturbed { completion: disturbed, killed, recovery, cut } =
         disturb(site, &runtime, &client, &request)?;
@@ -123,7 +124,8 @@ fn show(site: &mut Site) -> Result<Figures> {
         "the worker had made {} of {TOKENS} tokens when it died: too many to prove anything",
         seam.index
     );
-    quote(&disturbed.text, Some(cut));
+    eprintln!("    undisturbed  {}", around(&calm.text, cut, ""));
+    eprintln!("    host killed  {}", around(&disturbed.text, cut, "✗"));
 
     site.watch(DEPLOYMENT, Duration::from_secs(120), |object| {
         condition(object, "Redundant") == Some("True")
@@ -270,13 +272,12 @@ fn say(line: &str) {
     eprintln!("▸ {line}");
 }
 
-/// Shows how a text starts, with a mark at byte `cut`.
-fn quote(text: &str, cut: Option<usize>) {
-    let mut shown: String = text.chars().take(220).collect();
-    if let Some(cut) = cut.filter(|cut| shown.is_char_boundary(*cut)) {
-        shown.insert_str(cut, " ✗ ");
-    }
-    eprintln!("    “{} …”", shown.replace('\n', " "));
+/// What stands on either side of byte `cut`, with a mark there.
+fn around(text: &str, cut: usize, mark: &str) -> String {
+    let (before, after) = text.split_at_checked(cut).unwrap_or((text, ""));
+    let left = before.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
+    let right: String = after.chars().take(SHOWN).collect();
+    format!("“…{}{mark}{right}…”", &before[left..]).replace('\n', " ")
 }
 
 fn round(duration: Duration) -> f64 {

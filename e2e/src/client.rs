@@ -33,8 +33,10 @@ pub struct Seam {
 /// An error that the server put into words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
-    /// HTTP status; 200 when the stream had begun.
+    /// HTTP status.
     pub status: u16,
+    /// Seconds after which to come back, where the server says so.
+    pub retry_after: Option<u64>,
     /// The `error` object.
     pub error: Value,
 }
@@ -122,14 +124,33 @@ impl Client {
         }
     }
 
-    /// Any request, its status and its JSON.
+    /// A request that the server is to refuse.
     ///
     /// # Errors
-    /// When nobody answers with JSON.
-    pub async fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
-        let response = self.http.post(format!("{}{path}", self.base)).json(body).send().await?;
+    /// When nobody answers with JSON, or the answer is no error.
+    pub async fn refusal(&self, path: &str, body: &Value) -> Result<Failure> {
+        let response =
+            self.http.post(format!("{}{path}", self.base)).timeout(CHUNK).json(body).send().await?;
         let status = response.status().as_u16();
-        Ok((status, response.json().await.context("the answer is not JSON")?))
+        let retry_after = response.headers().get("retry-after");
+        let retry_after = retry_after.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+        let mut answer: Value = response.json().await.context("the answer is not JSON")?;
+        let error = answer.get_mut("error").map(Value::take).context("the answer is no error")?;
+        Ok(Failure { status, retry_after, error })
+    }
+
+    /// Whether the server lists a model now; not when it does not listen.
+    ///
+    /// # Errors
+    /// When its answer is no list of models.
+    pub async fn lists(&self, model: &str) -> Result<bool> {
+        let Ok(response) = self.http.get(format!("{}/v1/models", self.base)).timeout(CHUNK).send().await
+        else {
+            return Ok(false);
+        };
+        let answer: Value = response.json().await.context("the answer is not JSON")?;
+        let models = answer["data"].as_array().context("the answer lists nothing")?;
+        Ok(models.iter().any(|listed| listed["id"] == model))
     }
 
     /// The gateway's address.

@@ -3,14 +3,18 @@
 //! Hosts differ by port and data folder. Everything lies in one temporary folder and ends with the [`Site`], also when
 //! a test fails.
 
+mod cli;
 mod client;
 mod process;
 mod programs;
+mod scene;
 mod site;
 mod tiny;
 
+pub use cli::Cli;
 pub use client::{Client, Completion, Failure, Seam, Token};
 pub use process::Process;
 pub use programs::Programs;
+pub use scene::{Scene, story};
 pub use site::{Host, Layout, Site};
 pub use tiny::{DEPLOYMENT, MODEL, deploy, manifest, model_file};

@@ -1,10 +1,9 @@
 //! Operators, hosts and gateways as processes, joined by tokens, as a person would do it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::{Client, Completion, Process, Programs};
+use crate::{Cli, Client, Completion, Process, Programs};
 
 /// How large a site is.
 #[derive(Clone, Copy, Debug)]
@@ -31,14 +30,32 @@ pub struct Host {
     pub name: String,
     data: PathBuf,
     agent: Option<Process>,
+    gateway_port: Option<u16>,
 }
 
 impl Host {
-    /// Process ids of everything that runs on it: agent, runner, workers.
+    /// Process ids of everything that runs on it: agent, runner, workers, gateway.
     #[must_use]
     pub fn processes(&self) -> Vec<Pid> {
         let agent = self.agent.iter().map(Process::id);
-        agent.chain(self.runner()).chain(self.workers()).collect()
+        agent.chain(self.runner()).chain(self.workers()).chain(self.gateway()).collect()
+    }
+
+    /// Its gateway, when it runs one: a child of its runner.
+    #[must_use]
+    pub fn gateway(&self) -> Option<Pid> {
+        let (_, runner) = (self.gateway_port?, self.runner()?);
+        let children =
+            Command::new("pgrep").args(["-P", &runner.to_string(), "-f", "tandem-gateway"]).output().ok()?;
+        String::from_utf8(children.stdout).ok()?.trim().parse().ok().map(Pid::from_raw)
+    }
+
+    /// A client of its gateway.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn client(&self) -> Result<Client> {
+        Client::new(&format!("http://127.0.0.1:{}", self.gateway_port.context("the host has no gateway")?))
     }
 
     /// Its runner, when there is one.
@@ -51,12 +68,26 @@ impl Host {
     /// Its workers.
     #[must_use]
     pub fn workers(&self) -> Vec<Pid> {
+        self.endpoints().into_iter().map(|(pid, _)| pid).collect()
+    }
+
+    /// Where its workers listen: `host:port`, as each has written it.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.endpoints().into_iter().map(|(_, address)| address).collect()
+    }
+
+    /// What workers that run have written about themselves.
+    fn endpoints(&self) -> Vec<(Pid, String)> {
         let workloads = fs::read_dir(self.data.join("workloads")).into_iter().flatten().flatten();
         workloads
             .filter_map(|entry| fs::read(entry.path().join("endpoint.json")).ok())
             .filter_map(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
-            .filter_map(|endpoint| endpoint["pid"].as_i64()?.try_into().ok().map(Pid::from_raw))
-            .filter(|pid| kill(*pid, None).is_ok())
+            .filter_map(|endpoint| {
+                let pid = Pid::from_raw(endpoint["pid"].as_i64()?.try_into().ok()?);
+                Some((pid, endpoint["address"].as_str()?.to_owned()))
+            })
+            .filter(|(pid, _)| kill(*pid, None).is_ok())
             .collect()
     }
 
@@ -121,10 +152,10 @@ impl Site {
         };
         site.start_operator()?;
         for index in 0..layout.hosts {
-            site.add_host(&format!("host-{}", char::from(b'a' + u8::try_from(index)?)))?;
+            site.join_host(&format!("host-{}", char::from(b'a' + u8::try_from(index)?)), None)?;
         }
         for index in 1..=layout.gateways {
-            site.add_gateway(&format!("gateway-{index}"))?;
+            site.add_gateway(&format!("gateway-{index}"), &[])?;
         }
         for host in &site.hosts {
             site.tandem(&[
@@ -166,10 +197,19 @@ impl Site {
         self.operator.take().context("the operator is not running")?.kill()
     }
 
-    fn add_host(&mut self, name: &str) -> Result<()> {
+    /// Joins a host whose agent runs a gateway, too.
+    ///
+    /// # Errors
+    /// When the agent can't be started.
+    pub fn add_host_with_gateway(&mut self, name: &str) -> Result<()> {
+        let port = free_port()?;
+        self.join_host(name, Some(port))
+    }
+
+    fn join_host(&mut self, name: &str, gateway_port: Option<u16>) -> Result<()> {
         let token = self.join_token("host")?;
         let data = self.dir.path().join(name);
-        let mut host = Host { name: name.to_owned(), data, agent: None };
+        let mut host = Host { name: name.to_owned(), data, agent: None, gateway_port };
         host.agent = Some(self.agent(&host, Some(&token))?);
         self.hosts.push(host);
         Ok(())
@@ -190,19 +230,28 @@ impl Site {
         command.arg("run").args(["--operator", &self.operator_url(), "--name", &host.name]);
         command.arg("--data-dir").arg(&host.data).args(["--address", "127.0.0.1"]);
         command.arg("--worker-program").arg(self.programs.path("inference-worker"));
+        if let Some(port) = host.gateway_port {
+            command.args(["--gateway-listen", &format!("127.0.0.1:{port}")]);
+            command.arg("--gateway-program").arg(self.programs.path("tandem-gateway"));
+        }
         if let Some(token) = token {
             command.env("TANDEM_JOIN_TOKEN", token);
         }
         Process::start(&host.name, command, &self.dir.path().join(format!("{}.log", host.name)))
     }
 
-    fn add_gateway(&mut self, name: &str) -> Result<()> {
+    /// Joins a gateway, with further arguments for it.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn add_gateway(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let token = self.join_token("gateway")?;
         let port = free_port()?;
         let mut command = Command::new(self.programs.path("tandem-gateway"));
         command.args(["--operator", &self.operator_url(), "--name", name]);
         command.arg("--data-dir").arg(self.dir.path().join(name));
         command.args(["--listen", &format!("127.0.0.1:{port}")]).env("TANDEM_JOIN_TOKEN", token);
+        command.args(arguments);
         let gateway = Process::start(name, command, &self.dir.path().join(format!("{name}.log")))?;
         self.gateways.push(gateway);
         self.gateway_ports.push(port);
@@ -213,24 +262,18 @@ impl Site {
         Ok(self.tandem(&["join-token", "--role", role])?.trim().to_owned())
     }
 
-    /// Runs the CLI as the first admin; its standard output, or an error with what it said.
+    /// The CLI as the first admin.
+    #[must_use]
+    pub fn cli(&self) -> Cli {
+        Cli::new(self.programs.path("tandem"), self.config())
+    }
+
+    /// Runs the CLI once, see [`Cli::run`].
     ///
     /// # Errors
     /// When it ends with another code than 0.
     pub fn tandem(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.tandem_command().args(arguments).stdin(Stdio::null()).output()?;
-        if !output.status.success() {
-            bail!("tandem {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-        }
-        String::from_utf8(output.stdout).context("the CLI printed no UTF-8")
-    }
-
-    /// The CLI, set up to talk to this site.
-    #[must_use]
-    pub fn tandem_command(&self) -> Command {
-        let mut command = Command::new(self.programs.path("tandem"));
-        command.env("TANDEM_CONFIG", self.config());
-        command
+        self.cli().run(arguments)
     }
 
     /// The CLI's configuration file that the operator wrote.
@@ -249,14 +292,20 @@ impl Site {
         self.tandem(&["apply", "-f", path.to_str().context("the temporary folder is no UTF-8")?])
     }
 
-    /// Waits until a condition of a deployment is True.
+    /// Waits until a condition is True, see [`Cli::wait_for`].
     ///
     /// # Errors
     /// After the timeout, with the state it was in.
     pub fn wait_for(&self, object: &str, condition: &str, timeout: Duration) -> Result<()> {
-        let condition = format!("condition={condition}");
-        let timeout = format!("{}s", timeout.as_secs());
-        self.tandem(&["wait", object, "--for", &condition, "--timeout", &timeout]).map(drop)
+        self.cli().wait_for(object, condition, timeout)
+    }
+
+    /// Follows an object, see [`Cli::watch`].
+    ///
+    /// # Errors
+    /// After the timeout, or when the watch ends.
+    pub fn watch(&self, object: &str, timeout: Duration, done: impl FnMut(&Value) -> bool) -> Result<Value> {
+        self.cli().watch(object, timeout, done)
     }
 
     /// A client of one gateway.
@@ -327,37 +376,6 @@ impl Site {
         operator.into_iter().for_each(std::mem::forget);
         dir.keep()
     }
-
-    /// Follows a deployment by the CLI's watch; returns when `done` says so, called with every version as JSON.
-    ///
-    /// # Errors
-    /// After the timeout, or when the watch ends.
-    pub fn watch(
-        &self,
-        object: &str,
-        timeout: Duration,
-        mut done: impl FnMut(&Value) -> bool,
-    ) -> Result<Value> {
-        let start = Instant::now();
-        let mut child = self
-            .tandem_command()
-            .args(["get", object, "--watch", "-o", "jsonl", "--timeout", &format!("{}s", timeout.as_secs())])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("the watch has no output")?).lines();
-        let mut found = None;
-        for line in lines {
-            let value: Value = serde_json::from_str(&line?).context("the watch printed no JSON")?;
-            if done(&value) {
-                found = Some(value);
-                break;
-            }
-        }
-        child.kill()?;
-        child.wait()?;
-        found.with_context(|| format!("{object} was not as expected after {:?}", start.elapsed()))
-    }
 }
 
 /// A port that is free now. Another process may take it before ours does; the caller then sees a bind error.
@@ -367,7 +385,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// Asks until it is so. For what gives no event: a process that doesn't listen yet.
-fn until(limit: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn until(limit: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < limit {
         if so()? {

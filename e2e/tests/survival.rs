@@ -3,87 +3,19 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
-use serde_json::{Value, json};
-use tandem_e2e::{Completion, DEPLOYMENT, Layout, MODEL, Programs, Site, deploy};
-
-/// Long enough that what happens in mid-stream happens in mid-stream.
-const TOKENS: usize = 900;
-
-fn long_text() -> Value {
-    json!({
-        "model": MODEL, "messages": [{"role": "user", "content": "Tell a long story about a bridge."}],
-        "max_tokens": TOKENS, "temperature": 1.0, "seed": 11, "ignore_eos": true,
-    })
-}
-
-/// A site with the tiny model on it, and the text of an undisturbed run.
-struct Scene {
-    site: Site,
-    calm: Completion,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Scene {
-    fn set(hosts: usize, host_failures: u64) -> Self {
-        let site = Site::start(Programs::find().unwrap(), Layout { hosts, gateways: 1 }).unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let ready = deploy(&site, host_failures);
-        if ready.is_err() {
-            eprintln!("{}", site.last_words(20));
-        }
-        ready.unwrap();
-        let calm = runtime.block_on(site.client(0).unwrap().chat(&long_text(), |_| Ok(()))).unwrap();
-        assert_eq!(calm.tokens.len(), TOKENS);
-        Self { site, calm, runtime }
-    }
-
-    /// Streams the same text, calls `happens` once after `after` tokens, and returns what the client saw.
-    fn meanwhile(
-        &mut self,
-        after: usize,
-        mut happens: impl FnMut(&mut Site, &Completion) -> Result<()>,
-    ) -> Completion {
-        let client = self.site.client(0).unwrap();
-        let site = &mut self.site;
-        let mut happened = false;
-        let result = self.runtime.block_on(client.chat(&long_text(), |so_far| {
-            if !happened && so_far.tokens.len() >= after {
-                happened = true;
-                happens(site, so_far)?;
-            }
-            Ok(())
-        }));
-        if result.is_err() {
-            eprintln!("{}", self.site.last_words(20));
-        }
-        let completion = result.unwrap();
-        assert!(happened, "the text ended before anything happened");
-        completion
-    }
-
-    /// No takeover; if there was one, the logs say why.
-    fn assert_unnoticed(&self, seen: &Completion) {
-        assert!(seen.seams.is_empty(), "the stream noticed: {:?}\n{}", seen.seams, self.site.last_words(30));
-    }
-
-    fn assert_same(&self, seen: &Completion) {
-        assert_eq!(
-            seen.tokens, self.calm.tokens,
-            "ids or log probabilities differ from those of the calm run"
-        );
-        assert_eq!(seen.text, self.calm.text);
-    }
-}
+use serde_json::Value;
+use tandem_e2e::{DEPLOYMENT, Scene};
 
 #[test]
 fn the_host_that_serves_dies_and_the_text_goes_on_word_for_word() {
-    let mut scene = Scene::set(2, 1);
-    let seen = scene.meanwhile(30, |site, seen| {
-        let host = site.serving_host(0, seen)?;
-        site.hosts[host].kill()
-    });
+    let mut scene = Scene::set(2, 1).unwrap();
+    let seen = scene
+        .meanwhile(30, |site, seen| {
+            let host = site.serving_host(0, seen)?;
+            site.hosts[host].kill()
+        })
+        .unwrap();
     scene.assert_same(&seen);
     assert_eq!(seen.seams.len(), 1, "one takeover");
     assert!(seen.seams[0].exact);
@@ -92,14 +24,16 @@ fn the_host_that_serves_dies_and_the_text_goes_on_word_for_word() {
 
 #[test]
 fn the_worker_alone_is_killed_and_comes_back() {
-    let mut scene = Scene::set(2, 1);
+    let mut scene = Scene::set(2, 1).unwrap();
     let mut killed = None;
-    let seen = scene.meanwhile(30, |site, seen| {
-        let host = site.serving_host(0, seen)?;
-        let worker = site.hosts[host].workers()[0];
-        killed = Some((host, worker));
-        Ok(kill(worker, Signal::SIGKILL)?)
-    });
+    let seen = scene
+        .meanwhile(30, |site, seen| {
+            let host = site.serving_host(0, seen)?;
+            let worker = site.hosts[host].workers()[0];
+            killed = Some((host, worker));
+            Ok(kill(worker, Signal::SIGKILL)?)
+        })
+        .unwrap();
     scene.assert_same(&seen);
     let (host, old) = killed.unwrap();
     let restarted = |object: &Value| {
@@ -113,12 +47,14 @@ fn the_worker_alone_is_killed_and_comes_back() {
 
 #[test]
 fn the_operator_dies_and_comes_back_and_no_stream_notices() {
-    let mut scene = Scene::set(2, 1);
+    let mut scene = Scene::set(2, 1).unwrap();
     let before = scene.site.hosts.iter().flat_map(|host| host.workers()).collect::<Vec<_>>();
-    let seen = scene.meanwhile(20, |site, _| {
-        site.kill_operator()?;
-        site.start_operator()
-    });
+    let seen = scene
+        .meanwhile(20, |site, _| {
+            site.kill_operator()?;
+            site.start_operator()
+        })
+        .unwrap();
     scene.assert_same(&seen);
     scene.assert_unnoticed(&seen);
     for host in ["infh/host-a", "infh/host-b"] {
@@ -131,13 +67,15 @@ fn the_operator_dies_and_comes_back_and_no_stream_notices() {
 
 #[test]
 fn the_agent_dies_alone_and_finds_its_workers_again() {
-    let mut scene = Scene::set(1, 0);
+    let mut scene = Scene::set(1, 0).unwrap();
     let before = scene.site.hosts[0].workers();
     assert_eq!(before.len(), 1);
-    let seen = scene.meanwhile(20, |site, _| {
-        site.hosts[0].kill_agent()?;
-        site.start_agent(0)
-    });
+    let seen = scene
+        .meanwhile(20, |site, _| {
+            site.hosts[0].kill_agent()?;
+            site.start_agent(0)
+        })
+        .unwrap();
     scene.assert_same(&seen);
     scene.assert_unnoticed(&seen);
     scene.site.wait_for("infh/host-a", "Ready", Duration::from_secs(30)).unwrap();
@@ -147,12 +85,14 @@ fn the_agent_dies_alone_and_finds_its_workers_again() {
 
 #[test]
 fn the_control_plane_is_gone_and_the_model_answers() {
-    let mut scene = Scene::set(2, 1);
+    let mut scene = Scene::set(2, 1).unwrap();
     scene.site.kill_operator().unwrap();
-    let seen = scene.meanwhile(30, |site, seen| {
-        let host = site.serving_host(0, seen)?;
-        site.hosts[host].kill()
-    });
+    let seen = scene
+        .meanwhile(30, |site, seen| {
+            let host = site.serving_host(0, seen)?;
+            site.hosts[host].kill()
+        })
+        .unwrap();
     scene.assert_same(&seen);
     assert_eq!(seen.seams.len(), 1, "a host died with nobody in charge, and the stream went on");
 }

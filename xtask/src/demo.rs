@@ -1,17 +1,14 @@
 //! `cargo xtask demo`: a host dies in mid-sentence, and the sentence goes on.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tandem_e2e::{Client, Completion, DEPLOYMENT, Layout, MODEL, Programs, Site, deploy};
 
-use crate::cache;
+use crate::programs;
 
 /// Tokens of the long text.
 const TOKENS: u32 = 900;
@@ -65,9 +62,9 @@ struct Figures {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.built {
-        build()?;
+        programs::build()?;
     }
-    let programs = Programs::in_dir(&target_dir()?);
+    let programs = Programs::in_dir(&programs::dir()?);
     say("Starting an operator, three hosts and two gateways on this machine, joined by token …");
     let mut site = Site::start(programs, Layout { hosts: 3, gateways: 2 })?;
     let shown = show(&mut site);
@@ -241,31 +238,11 @@ fn keep(site: Site) -> Result<()> {
          curl -N {}/v1/chat/completions -d '{{\"model\":\"tiny-kimi\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\
          \"content\":\"What is Tandem?\"}}]}}' -H 'content-type: application/json'\nStop it all with:\n  pkill -f {dir}; rm -r {dir}",
         config.display(),
-        target_dir()?.display(),
+        programs::dir()?.display(),
         client.base(),
         dir = dir.display(),
     );
     Ok(())
-}
-
-/// Builds what the site starts. Cargo's own progress goes to a terminal.
-fn build() -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(cache::workspace()).args(["build", "--workspace", "--bins"]);
-    if !std::io::stderr().is_terminal() {
-        command.arg("--quiet");
-    }
-    let status = command.status().context("cargo can't be started")?;
-    if !status.success() {
-        bail!("the programs could not be built");
-    }
-    Ok(())
-}
-
-/// Where Cargo put this very program, and with it the others.
-fn target_dir() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    Ok(own.parent().context("this program is in no folder")?.to_owned())
 }
 
 fn say(line: &str) {

@@ -1,8 +1,10 @@
 //! `cargo xtask`: everything a developer or a curious person runs, each doing its own set-up.
 
+mod bench;
 mod cache;
 mod crds;
 mod demo;
+mod programs;
 mod sdk;
 mod steps;
 mod test;
@@ -26,6 +28,9 @@ enum Task {
     Demo(demo::Options),
     /// Run every check: format, lints, licences, unit and integration tests with real processes, the demo.
     Test(test::Options),
+    /// Measure what the documents claim.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Write the CustomResourceDefinitions in crds/ from the Rust types.
     Crds,
 }
@@ -44,6 +49,7 @@ fn run(task: &Task) -> Result<()> {
     match task {
         Task::Demo(options) => demo::run(options),
         Task::Test(options) => test::all(options),
+        Task::Bench(bench) => bench::run(bench),
         Task::Crds => crds::write(),
     }
 }

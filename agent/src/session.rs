@@ -81,7 +81,7 @@ impl Session {
         let mut client = AgentsClient::new(channel);
         let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await?.map_err(said)?;
         let mut down = opened.into_inner();
-        let mut logs: BTreeMap<String, AbortOnDropHandle<()>> = BTreeMap::new();
+        let mut logs: BTreeMap<(String, String), AbortOnDropHandle<()>> = BTreeMap::new();
         // Until Welcome says otherwise.
         let mut heartbeat = interval(Duration::from_secs(1));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -104,7 +104,7 @@ impl Session {
                         }
                         Some(Down::Spec(spec)) => self.obey(&spec.spec_json).await?,
                         Some(Down::Logs(request)) => self.show_logs(request, &up, &mut logs),
-                        Some(Down::EndLogs(request)) => drop(logs.remove(&request)),
+                        Some(Down::EndLogs(ended)) => logs.retain(|(request, _), _| *request != ended),
                         Some(Down::DrainGateway(_)) | None => {
                             tracing::warn!("the operator asks for something that this release does not know");
                         }
@@ -135,14 +135,16 @@ impl Session {
         &self,
         request: LogsRequest,
         up: &mpsc::Sender<AgentMessage>,
-        logs: &mut BTreeMap<String, AbortOnDropHandle<()>>,
+        logs: &mut BTreeMap<(String, String), AbortOnDropHandle<()>>,
     ) {
         logs.retain(|_, task| !task.is_finished());
         if logs.len() >= MOST_LOGS {
             tracing::warn!("too many log requests at once: one is not answered");
             return;
         }
-        let (home, up, id) = (self.home.clone(), up.clone(), request.request.clone());
+        // One request may ask for several workloads of this host.
+        let id = (request.request.clone(), request.workload.clone());
+        let (home, up) = (self.home.clone(), up.clone());
         let task = tokio::spawn(async move { logs::show(&home, &request, &up).await });
         logs.insert(id, AbortOnDropHandle::new(task));
     }

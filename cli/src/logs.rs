@@ -1,15 +1,19 @@
 //! `tandem logs`: what workers print, through operator and agent.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use tandem_control_api::{LogChunk, LogsRequest};
+use tokio::time::timeout;
 
 use crate::connection::Connection;
 use crate::object::{Kind, Target, Usage};
 use crate::output::write;
 
+/// Bound on the wait for the next piece of what was logged already.
+const ANSWER: Duration = Duration::from_secs(15);
 /// Longest line that is kept until its end comes, in bytes.
 const LINE: usize = 1 << 20;
 
@@ -43,7 +47,15 @@ pub(crate) async fn run(mut connection: Connection, options: &Options) -> Result
         }
     };
     let mut lines = Lines::default();
-    while let Some(chunk) = chunks.message().await.map_err(|status| connection.explain(&status))? {
+    loop {
+        let next = if options.follow {
+            chunks.message().await
+        } else {
+            timeout(ANSWER, chunks.message())
+                .await
+                .context("a host did not send all of its logs within 15 s")?
+        };
+        let Some(chunk) = next.map_err(|status| connection.explain(&status))? else { break };
         write(&lines.take(&chunk))?;
     }
     write(&lines.rest())?;

@@ -31,6 +31,8 @@ enum Task {
     /// Measure what the documents claim.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Hold the official OpenAI SDK for Python against `inference-worker serve` and a gateway; a step of `test`.
+    Sdk,
     /// Write the CustomResourceDefinitions in crds/ from the Rust types.
     Crds,
 }
@@ -50,6 +52,10 @@ fn run(task: &Task) -> Result<()> {
         Task::Demo(options) => demo::run(options),
         Task::Test(options) => test::all(options),
         Task::Bench(bench) => bench::run(bench),
+        Task::Sdk => steps::alone("OpenAI SDK", || {
+            programs::build()?;
+            sdk::run()
+        }),
         Task::Crds => crds::write(),
     }
 }

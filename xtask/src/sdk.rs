@@ -3,6 +3,9 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tandem_e2e::{Layout, MODEL, Programs, Site, deploy, model_file};
@@ -63,6 +66,9 @@ fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// Bound on the start of `inference-worker serve`.
+const START: Duration = Duration::from_secs(60);
+
 /// `inference-worker serve` with the tiny model.
 struct Alone {
     child: Child,
@@ -76,20 +82,26 @@ impl Alone {
             .arg(model_file())
             .args(["--port", "0", "--name", MODEL])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .context("inference-worker can't be started")?;
-        let output = child.stdout.take().context("the server has no output")?;
-        // It says in one line where it listens, once it does.
-        for line in BufReader::new(output).lines() {
-            let line = line?;
-            if let Some(at) = line.find("http://") {
-                let base = line[at..].split_whitespace().next().unwrap_or_default();
-                return Ok(Self { child, base: base.trim_end_matches("/v1").to_owned() });
+        let output = child.stderr.take().context("the server has no output")?;
+        let (found, base) = mpsc::channel();
+        // It says in one line where it listens, once it does. The rest is read too, or it would block.
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                eprintln!("{line}");
+                if let Some(at) = line.find("http://") {
+                    let url = line[at..].split_whitespace().next().unwrap_or_default();
+                    // Nobody waits any more once the first was found.
+                    found.send(url.trim_end_matches("/v1").to_owned()).unwrap_or_default();
+                }
             }
-        }
-        drop(child.kill());
-        bail!("inference-worker serve ended without saying where it listens")
+        });
+        let mut alone = Self { child, base: String::new() };
+        alone.base =
+            base.recv_timeout(START).context("inference-worker serve doesn't say where it listens")?;
+        Ok(alone)
     }
 
     fn stop(&mut self) -> Result<()> {

@@ -51,6 +51,14 @@ impl Steps {
     }
 }
 
+/// One step by itself, counted like the others.
+pub(crate) fn alone(name: &str, run: impl FnOnce() -> Result<Outcome>) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.step(name, run)?;
+    steps.finish();
+    Ok(())
+}
+
 /// Runs a command to its end, its output on ours.
 pub(crate) fn run(command: &mut Command) -> Result<Outcome> {
     let status =

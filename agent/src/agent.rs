@@ -440,6 +440,8 @@ impl Agent {
             devices: vec![device.clone()],
             memory: Some(*memory),
             disk: *disk,
+            links: Vec::new(),
+            weights: None,
             workloads: report(spec, &self.observed, plan),
             gateway_url: self.gateway_url(),
             conditions: self.conditions(),

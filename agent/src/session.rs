@@ -105,6 +105,7 @@ impl Session {
                         Some(Down::Spec(spec)) => self.obey(&spec.spec_json).await?,
                         Some(Down::Logs(request)) => self.show_logs(request, &up, &mut logs),
                         Some(Down::EndLogs(ended)) => logs.retain(|(request, _), _| *request != ended),
+                        Some(Down::Supply(_) | Down::Models(_) | Down::EndModels(_)) => {}
                         None => {
                             tracing::warn!("the operator asks for something that this release does not know");
                         }

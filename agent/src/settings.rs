@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use sysinfo::System;
 use tandem_pki::{JoinToken, Name, local_address_towards};
-use tandem_weights::Access;
+use tandem_sources::Access;
 use tonic::transport::Uri;
 
 /// Variables that children get when we have them; nothing else of our environment reaches them.

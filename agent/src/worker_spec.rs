@@ -58,10 +58,10 @@ pub(crate) fn worker_spec(
 }
 
 /// The files as the store knows them.
-pub(crate) fn files(workload: &WorkloadSpec) -> Result<Vec<tandem_weights::ResolvedFile>, NotASha256> {
+pub(crate) fn files(workload: &WorkloadSpec) -> Result<Vec<tandem_sources::ResolvedFile>, NotASha256> {
     let known = |file: &ResolvedFile| {
         let sha256: Sha256Hex = file.sha256.parse()?;
-        Ok(tandem_weights::ResolvedFile { name: file.name.clone(), sha256, bytes: file.bytes })
+        Ok(tandem_sources::ResolvedFile { name: file.name.clone(), sha256, bytes: file.bytes })
     };
     workload.files.iter().map(known).collect()
 }

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
+use crate::host::TransferStatus;
 
 /// A model that shall keep answering.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -101,15 +102,16 @@ pub struct Model {
         ])
     )]
     pub name: String,
-    /// Where the GGUF files are: `https://host/directory/` or `file:///directory`, the same on every host. Unless `files`
-    /// lists them, the directory has a `SHA256SUMS`. Resolved once, into `status.model`.
+    /// Where the GGUF files are: `hf://owner/repository@revision`, `https://host/directory/`, `s3://bucket/prefix`,
+    /// `oci://registry/repository:tag`, or `file:///directory`, the same on every host. Hubs and registries know their files'
+    /// digests; elsewhere a `SHA256SUMS` lies beside the files, or `files` lists them. Resolved once, into `status.model`.
     #[schemars(
         length(min = 1, max = 2048),
         extend("x-kubernetes-validations" = [
             {
-                "rule": "self.startsWith('https://') || self.startsWith('file://')",
-                "messageExpression": r#"(self.contains('://') ? self.split('://')[0] + ":// is not supported yet" : "'" + self + "' is not a URL") + "; use https:// or file://""#,
-                "message": "this kind of source is not supported yet; use https:// or file://"
+                "rule": "['hf', 'https', 's3', 'oci', 'file'].exists(scheme, self.startsWith(scheme + '://'))",
+                "messageExpression": r#"(self.contains('://') ? self.split('://')[0] + ":// is not a kind of source" : "'" + self + "' is not a URL") + "; use hf://, https://, s3://, oci:// or file://""#,
+                "message": "this is not a kind of source; use hf://, https://, s3://, oci:// or file://"
             },
             {
                 "rule": r"!self.startsWith('file://') || (self.startsWith('file:///') && self.size() > 8)",
@@ -118,6 +120,18 @@ pub struct Model {
             {
                 "rule": r"!self.startsWith('https://') || self.matches('^https://[A-Za-z0-9.\\[\\]:_-]+(/.*)?$')",
                 "message": "an https:// source needs a host, without user or password, such as https://models.example.com/tiny-kimi/"
+            },
+            {
+                "rule": r"!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._/-]+)?$')",
+                "message": "an hf:// source is hf://owner/repository or hf://owner/repository@revision, such as hf://unsloth/Kimi-K2.5-GGUF@main"
+            },
+            {
+                "rule": r"!self.startsWith('s3://') || self.matches('^s3://[a-z0-9][a-z0-9.-]+(/.*)?$')",
+                "message": "an s3:// source is s3://bucket/prefix"
+            },
+            {
+                "rule": r"!self.startsWith('oci://') || self.matches('^oci://[A-Za-z0-9.:-]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})?$')",
+                "message": "an oci:// source is oci://registry/repository:tag or oci://registry/repository@sha256:digest"
             },
             {
                 "rule": r"!self.matches('[\\\\\\s]') && !self.matches('(^|/)[.][.](/|$)')",
@@ -133,6 +147,42 @@ pub struct Model {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub files: Vec<ListedFile>,
+    /// What a private source asks for. It goes to hosts in their session with the operator, and is never written into an
+    /// object or onto a disk there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+}
+
+/// Where a credential is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Credentials {
+    /// A secret of the deployment's own namespace.
+    pub secret_ref: SecretRef,
+}
+
+/// One value of a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// The secret's name. `tandem secret set` makes one.
+    #[schemars(
+        length(min = 1, max = 253),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')",
+            "message": "a secret's name is a DNS name: a-z, 0-9, '.' and '-', with a letter or digit at both ends"
+        }])
+    )]
+    pub name: String,
+    /// Which of its values.
+    #[schemars(
+        length(min = 1, max = 253),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.matches('^[A-Za-z0-9._-]+$')",
+            "message": "a secret's key has letters, digits, '.', '_' and '-'"
+        }])
+    )]
+    pub key: String,
 }
 
 /// A file of the source that a manifest vouches for.
@@ -241,6 +291,8 @@ pub enum Standby {
     /// Loaded, and serving like every other copy.
     #[default]
     Hot,
+    /// On disk and in the page cache of its host, checked there, and started when a failure calls for it.
+    Warm,
 }
 
 /// Where copies may run.
@@ -359,7 +411,7 @@ pub struct InferenceDeploymentStatus {
     /// Memory that one copy takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sizing: Option<Sizing>,
-    /// What would answer if `hostFailures` hosts vanished now: `Hot` or `None`.
+    /// What would answer if `hostFailures` hosts vanished now: `Hot`, `Warm ~N s` or `None`.
     #[schemars(length(max = 64))]
     pub cover: String,
     /// Where the copies are.
@@ -388,6 +440,10 @@ pub struct ModelStatus {
     /// Names the content: a digest over the files' digests.
     #[schemars(length(max = 128))]
     pub revision: String,
+    /// Where the files are, with the source's revision pinned where it has one: what hosts fetch from.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 2048))]
+    pub source: String,
     /// The files in shard order.
     #[serde(default)]
     #[schemars(
@@ -440,6 +496,9 @@ pub struct PlacementStatus {
     /// How far it is: a workload state, `Assigned` before the host has reported it, `Unknown` while the host is silent.
     #[schemars(length(max = 32))]
     pub state: String,
+    /// How its weights come, while they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferStatus>,
 }
 
 /// A repair in progress.

@@ -65,6 +65,15 @@ pub struct InferenceHostSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"])
     )]
     pub workloads: Vec<WorkloadSpec>,
+    /// Digests of files that stay on this host's disk although no workload here uses them: they may be the last copy of a
+    /// model that somebody wants. All others may be collected when the disk's budget is used up.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 256),
+        inner(length(min = 64, max = 64)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub keep_files: Vec<String>,
 }
 
 /// Whether what runs on a host is moved away.
@@ -89,12 +98,15 @@ pub struct WorkloadSpec {
     pub id: String,
     /// Start number. A host runs only the highest it has seen of an id; a higher one replaces what runs.
     pub epoch: u64,
+    /// Whether it serves, or is kept warm to serve at once when it is told to.
+    #[serde(default, skip_serializing_if = "WorkloadMode::is_serve")]
+    pub mode: WorkloadMode,
     /// Whose copy this is.
     pub deployment: DeploymentRef,
     /// The name that clients ask for.
     #[schemars(length(min = 1, max = 63))]
     pub model: String,
-    /// Where the files are, as the deployment has it.
+    /// Where the files are: the deployment's source, with its revision pinned where it has one.
     #[schemars(length(min = 1, max = 2048))]
     pub source: String,
     /// The files in shard order.
@@ -118,6 +130,24 @@ pub struct WorkloadSpec {
     pub sampling: Option<Sampling>,
     /// Memory that the copy takes, by the sizing. A host refuses to start what exceeds its devices.
     pub memory_bytes: u64,
+}
+
+/// What a copy is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum WorkloadMode {
+    /// It serves.
+    #[default]
+    Serve,
+    /// Its weights are kept on disk and in the page cache, and nothing is computed.
+    Warm,
+}
+
+impl WorkloadMode {
+    /// Whether it serves: what is not written out.
+    #[must_use]
+    pub fn is_serve(&self) -> bool {
+        *self == Self::Serve
+    }
 }
 
 /// Names an `InferenceDeployment`.
@@ -174,6 +204,16 @@ pub struct InferenceHostStatus {
     /// The disk that holds weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
+    /// Networks that peers may reach this host by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address"])
+    )]
+    pub links: Vec<Link>,
+    /// Verified weights that this host keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightsStatus>,
     /// How each workload fares, listed in the spec or still ending.
     #[schemars(
         length(max = 128),
@@ -256,6 +296,63 @@ pub struct Disk {
     pub free_bytes: u64,
 }
 
+/// One network of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Link {
+    /// The host's address there with the network's prefix, such as `10.0.7.12/24`.
+    #[schemars(length(min = 1, max = 64))]
+    pub address: String,
+    /// What the system calls the interface.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub interface: String,
+    /// Megabits a second, where the system says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub megabits: Option<u64>,
+}
+
+/// Verified weights that a host keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WeightsStatus {
+    /// Port on which other hosts fetch weights from this one, over mutual TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// What the files take on disk.
+    pub used_bytes: u64,
+    /// What they may take, if there is a budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_bytes: Option<u64>,
+    /// Digests of whole, verified files; the largest, if there are too many to list.
+    #[schemars(length(max = 128), inner(length(min = 64, max = 64)), extend("x-kubernetes-list-type" = "set"))]
+    pub files: Vec<String>,
+    /// How fast the disk was read when weights were read last, in bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes_per_second: Option<u64>,
+}
+
+/// How a transfer of weights fares, as measured coarsely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TransferStatus {
+    /// Verified on this host.
+    pub done_bytes: u64,
+    /// In all files.
+    pub total_bytes: u64,
+    /// Bytes a second, averaged over the last seconds.
+    pub bytes_per_second: u64,
+    /// Seconds until it is done at this rate; absent while nothing moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<u64>,
+    /// Of the bytes that came, those that came from the source itself.
+    #[serde(default)]
+    pub source_bytes: u64,
+    /// Of the bytes that came, those that came from other hosts.
+    #[serde(default)]
+    pub peer_bytes: u64,
+}
+
 /// How one workload fares on its host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -293,6 +390,12 @@ pub struct WorkloadStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub progress: Option<u32>,
+    /// How its weights come, while they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferStatus>,
+    /// Of a warm one: seconds from being told to serve until it serves, from rates that this host has measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_to_ready: Option<u32>,
 }
 
 /// How far a workload is.
@@ -306,6 +409,8 @@ pub enum WorkloadState {
     Loading,
     /// It serves.
     Ready,
+    /// It does not serve; its weights are on disk and in the page cache, so that it soon can.
+    Warm,
     /// It finishes what runs and takes nothing new.
     Draining,
     /// It does not run, and starting it again waits or is of no use; `message` says why.
@@ -321,6 +426,7 @@ impl std::fmt::Display for WorkloadState {
             Self::Starting => "Starting",
             Self::Loading => "Loading",
             Self::Ready => "Ready",
+            Self::Warm => "Warm",
             Self::Draining => "Draining",
             Self::Failed => "Failed",
             Self::Stopped => "Stopped",

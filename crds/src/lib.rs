@@ -18,13 +18,14 @@ pub use admission::{Violation, admit};
 
 pub use condition::{Condition, ConditionStatus};
 pub use deployment::{
-    Accelerator, Context, HostSelector, InferenceDeployment, InferenceDeploymentSpec,
+    Accelerator, Context, Credentials, HostSelector, InferenceDeployment, InferenceDeploymentSpec,
     InferenceDeploymentStatus, KvCache, ListedFile, Model, ModelStatus, Placement, PlacementStatus, Recovery,
-    Redundancy, ResolvedFile, Sampling, Sizing, Standby,
+    Redundancy, ResolvedFile, Sampling, SecretRef, Sizing, Standby,
 };
 pub use host::{
     DeploymentRef, Device, DeviceKind, Disk, Drain, HostMemory, InferenceHost, InferenceHostSpec,
-    InferenceHostStatus, LastExit, ProtocolRange, WorkloadSpec, WorkloadState, WorkloadStatus,
+    InferenceHostStatus, LastExit, Link, ProtocolRange, TransferStatus, WeightsStatus, WorkloadMode,
+    WorkloadSpec, WorkloadState, WorkloadStatus,
 };
 pub use schema::{Kind, generated_files};
 

@@ -72,13 +72,11 @@ const BAD: &[(&str, &str, &[&str])] = &[
         "  redundancy: {degradeTo: [Q2_K]}\n  quant:",
         &["spec.redundancy.degradeTo: is not supported yet"],
     ),
-    ("    source:", "    credentials: {}\n    source:", &["spec.model.credentials: is not supported yet"]),
     (
         "  quant:",
-        "  redundancy: {standby: Warm}\n  quant:",
-        &["spec.redundancy.standby: `Warm` is not supported yet; use Hot"],
+        "  redundancy: {standby: Cold}\n  quant:",
+        &["spec.redundancy.standby: `Cold` is not supported yet; use Hot or Warm"],
     ),
-    ("  quant:", "  redundancy: {standby: Cold}\n  quant:", &["`Cold` is not supported yet; use Hot"]),
     (
         "  quant:",
         "  placement: {accelerators: [CUDA]}\n  quant:",
@@ -89,16 +87,16 @@ const BAD: &[(&str, &str, &[&str])] = &[
         "  placement: {accelerators: [Metal]}\n  quant:",
         &["`Metal` is not supported yet; use CPU"],
     ),
+    // Sources and their credentials.
+    ("    source:", "    credentials: {}\n    source:", &["spec.model.credentials.secretRef: is missing"]),
     (
         "https://models.example.com/kimi/",
-        "hf://unsloth/Kimi",
-        &["spec.model.source: hf:// is not supported yet; use https:// or file://"],
+        "ftp://models.example.com/kimi",
+        &["spec.model.source: ftp:// is not a kind of source; use hf://, https://, s3://, oci:// or file://"],
     ),
-    (
-        "https://models.example.com/kimi/",
-        "s3://bucket/kimi",
-        &["s3:// is not supported yet; use https:// or file://"],
-    ),
+    ("https://models.example.com/kimi/", "hf://unsloth", &["hf://owner/repository"]),
+    ("https://models.example.com/kimi/", "s3://", &["an s3:// source is s3://bucket/prefix"]),
+    ("https://models.example.com/kimi/", "oci://registry", &["an oci:// source is"]),
     // Shapes.
     ("  quant: Q4_K_M\n", "", &["spec.quant: is missing. It says: Which quantisation"]),
     (

@@ -13,8 +13,8 @@ use tandem_crds::{InferenceDeploymentSpec, KvCache, ListedFile, ModelStatus, Res
 use tandem_engine::memory;
 use tandem_engine::{EngineConfig, KvType, Mode};
 use tandem_gguf::{Header, ShardSet};
+use tandem_sources::{Access, Resolved, Source};
 use tandem_store::{Store, StoreError};
-use tandem_weights::{Access, Resolved, Source};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
@@ -229,9 +229,9 @@ async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) ->
     }
     let _turn = models.at_once.acquire().await.map_err(|_| "the operator is ending".to_owned())?;
     let source: Source =
-        files.source.parse().map_err(|error: tandem_weights::BadSource| error.to_string())?;
+        files.source.parse().map_err(|error: tandem_sources::BadSource| error.to_string())?;
     let listed = listed(files)?;
-    let resolved = tandem_weights::resolve(&source, &files.quant, &listed, &Access::default())
+    let resolved = tandem_sources::resolve(&source, &files.quant, &listed, &Access::default())
         .await
         .map_err(|error| chain(&error))?;
     if let Some(saved) = &saved
@@ -251,10 +251,10 @@ async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) ->
     Ok(Answer { model, sizing })
 }
 
-fn listed(files: &Files) -> Result<Vec<tandem_weights::ListedFile>, String> {
+fn listed(files: &Files) -> Result<Vec<tandem_sources::ListedFile>, String> {
     let parse = |(name, sha256): &(String, String)| {
         let sha256 = sha256.parse().map_err(|_| format!("model.files: {sha256} is not a sha256"))?;
-        Ok(tandem_weights::ListedFile { name: name.clone(), sha256 })
+        Ok(tandem_sources::ListedFile { name: name.clone(), sha256 })
     };
     files.listed.iter().map(parse).collect()
 }
@@ -287,7 +287,11 @@ fn size(resolved: &Resolved, config: &EngineConfig) -> Result<(ModelStatus, Sizi
         sha256: file.sha256.to_string(),
         bytes: file.bytes,
     });
-    let model = ModelStatus { revision: resolved.revision.clone(), files: files.collect() };
+    let model = ModelStatus {
+        revision: resolved.revision.clone(),
+        source: resolved.source.to_string(),
+        files: files.collect(),
+    };
     let sizing = Sizing {
         weights_bytes: plan.weight_bytes,
         kv_bytes: plan.kv.bytes,

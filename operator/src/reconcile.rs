@@ -186,6 +186,7 @@ impl Control {
                 Knowledge::Failed(sentence) => Model::Failed(sentence),
                 Knowledge::Known(answer) => Model::Resolved(Resolved {
                     revision: answer.model.revision.clone(),
+                    source: answer.model.source.clone(),
                     files: answer.model.files.clone(),
                     sizing: answer.sizing,
                 }),

@@ -163,6 +163,7 @@ pub(crate) mod tests {
         WorkloadSpec {
             id: id.to_owned(),
             epoch,
+            mode: tandem_crds::WorkloadMode::Serve,
             deployment: DeploymentRef { namespace: "llm".to_owned(), name: "tiny".to_owned() },
             model: "tiny".to_owned(),
             source: "file:///models".to_owned(),

@@ -47,6 +47,8 @@ fn status(id: &str, listed: u64, observation: &Observation, refusal: Option<&Str
         restarts: observation.restarts,
         last_exit: observation.last_exit.clone(),
         progress,
+        transfer: None,
+        seconds_to_ready: None,
     }
 }
 

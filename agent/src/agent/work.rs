@@ -60,7 +60,7 @@ impl Agent {
 
     fn fetch(&mut self, workload: &WorkloadSpec) {
         let (id, epoch) = (workload.id.clone(), workload.epoch);
-        let wanted = workload.source.parse::<tandem_weights::Source>().map_err(|error| chain(&error));
+        let wanted = workload.source.parse::<tandem_sources::Source>().map_err(|error| chain(&error));
         let wanted = wanted.and_then(|source| Ok((source, files(workload).map_err(|error| chain(&error))?)));
         let (source, files) = match wanted {
             Ok(wanted) => wanted,

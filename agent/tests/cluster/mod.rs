@@ -113,6 +113,7 @@ impl Agents for Shared {
                         desk.report.send_replace(Some(status));
                     }
                     Up::Log(chunk) => desk.logs.send(chunk).await.unwrap(),
+                    Up::Models(_) => {}
                     Up::Hello(_) => panic!("Hello came twice"),
                 }
             }
@@ -287,6 +288,7 @@ impl Cluster {
         WorkloadSpec {
             id: "w".to_owned(),
             epoch,
+            mode: tandem_crds::WorkloadMode::Serve,
             deployment: DeploymentRef { namespace: "llm".to_owned(), name: "tiny".to_owned() },
             model: "tiny".to_owned(),
             source: format!("file://{}", self.dir.path().join("models").display()),

@@ -10,15 +10,11 @@ use std::path::{Path, PathBuf};
 
 use backon::Retryable;
 use sha2::{Digest, Sha256};
-use tandem_worker_api::Sha256Hex;
+use tandem_sources::{Access, Body, Origin, ResolvedFile, Sha256Hex, Source, TransferError, is_inside};
 use tempfile::TempPath;
 use thiserror::Error;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
-
-use crate::origin::{Body, Origin};
-use crate::sums::is_inside;
-use crate::{Access, ResolvedFile, Source, TransferError};
 
 /// Verified weights on this host. One process at a time.
 #[derive(Clone, Debug)]
@@ -163,7 +159,7 @@ impl Store {
     /// # Errors
     /// When it is damaged, missing or unreadable.
     pub async fn verify(&self, sha256: &Sha256Hex) -> Result<(), VerifyError> {
-        let mut body = Body::of_file(&self.path_of(sha256)).await?;
+        let mut body = Body::of_file(&self.path_of(sha256), None).await?;
         let mut digest = Sha256::new();
         while let Some(block) = body.next().await? {
             digest.update(&block);
@@ -192,13 +188,13 @@ impl Store {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<TempPath, FetchError> {
         progress(0);
-        let origin = Origin::of(source, access).await?;
-        if let Some(clone) = origin.path(&file.name).and_then(|path| self.clone_of(&path)) {
-            let mut body = Body::of_file(&clone).await?;
+        let origin = Origin::open(source, None, access).await?;
+        if let Some(clone) = origin.local_path(&file.name).and_then(|path| self.clone_of(&path)) {
+            let mut body = Body::of_file(&clone, None).await?;
             receive(&mut body, file, None, progress).await?;
             return Ok(clone);
         }
-        let mut body = origin.open(&file.name).await?;
+        let mut body = origin.read(&file.name, None).await?;
         let (created, path) = self.create().map_err(|error| self.failed(file, error))?.into_parts();
         let mut writer = Writer { to: File::from_std(created), store: self };
         receive(&mut body, file, Some(&mut writer), progress).await?;
@@ -247,7 +243,7 @@ async fn receive(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), FetchError> {
     let wrong_length = || FetchError::WrongLength { name: file.name.clone(), expected: file.bytes };
-    if body.length.is_some_and(|length| length != file.bytes) {
+    if body.file_length.is_some_and(|length| length != file.bytes) {
         return Err(wrong_length());
     }
     let mut digest = Sha256::new();

@@ -6,10 +6,8 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
-use tandem_weights::{
-    Access, FetchError, ResolveError, ResolvedFile, Sha256Hex, Source, Store, TransferError, VerifyError,
-    resolve,
-};
+use tandem_sources::{Access, ResolveError, ResolvedFile, Sha256Hex, Source, TransferError, resolve};
+use tandem_weights::{FetchError, Store, VerifyError};
 use tempfile::TempDir;
 
 /// More than one block of reading.

@@ -5,10 +5,10 @@ mod server;
 
 use axum::http::StatusCode;
 use server::{Answer, Server, sums};
-use tandem_weights::{
-    Access, FetchError, ListedFile, ResolveError, Resolved, ResolvedFile, Source, Store, TransferError,
-    resolve,
+use tandem_sources::{
+    Access, ListedFile, ResolveError, Resolved, ResolvedFile, Source, TransferError, resolve,
 };
+use tandem_weights::{FetchError, Store};
 
 const NAME: &str = "tiny-Q8_0.gguf";
 

@@ -13,8 +13,8 @@ use tandem_control_api::objects_server::Objects;
 use tandem_control_api::{
     ApplyRequest, ApplyResponse, CordonRequest, DeleteRequest, DeleteResponse, DrainHostRequest, EventList,
     EventsRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest, ListRequest, LogChunk,
-    LogsRequest, Object, ObjectEvent, ObjectList, ObjectRef, ScaleRequest, StatusRequest, StatusResponse,
-    apply_response,
+    LogsRequest, ModelsReply, ModelsRequest, Object, ObjectEvent, ObjectList, ObjectRef, ScaleRequest,
+    StatusRequest, StatusResponse, apply_response,
 };
 use tandem_pki::{Identity, peer_identity};
 use tokio::sync::{broadcast, watch};
@@ -239,6 +239,7 @@ impl Objects for Fake {
 #[tonic::async_trait]
 impl Fleet for Fake {
     type LogsStream = Streamed<LogChunk>;
+    type ModelsStream = Streamed<ModelsReply>;
 
     async fn create_join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinToken> {
         let request = admin(request)?;
@@ -280,6 +281,11 @@ impl Fleet for Fake {
             hosts: hosts.collect(),
             gateways: state.gateways.clone(),
         }))
+    }
+
+    async fn models(&self, request: Request<ModelsRequest>) -> Answer<Self::ModelsStream> {
+        admin(request)?;
+        Ok(Response::new(Box::pin(stream::empty())))
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {

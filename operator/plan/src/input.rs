@@ -36,6 +36,8 @@ pub enum Model {
 pub struct Resolved {
     /// Names the content.
     pub revision: String,
+    /// Where hosts fetch the files from: the deployment's source, pinned.
+    pub source: String,
     /// In shard order.
     pub files: Vec<ResolvedFile>,
     /// Memory of one copy under the deployment's context.

@@ -1,6 +1,6 @@
 //! What a copy shall be: the workload that a deployment asks for, and whether one that runs still is that.
 
-use tandem_crds::WorkloadSpec;
+use tandem_crds::{WorkloadMode, WorkloadSpec};
 
 use crate::input::Resolved;
 use crate::parse::Wanted;
@@ -11,9 +11,10 @@ pub(crate) fn workload(wanted: &Wanted, resolved: &Resolved, id: String, epoch: 
     WorkloadSpec {
         id,
         epoch,
+        mode: WorkloadMode::Serve,
         deployment: wanted.key.clone(),
         model: spec.model.name.clone(),
-        source: spec.model.source.clone(),
+        source: resolved.source.clone(),
         files: resolved.files.clone(),
         quant: spec.quant.clone(),
         context_tokens: spec.context.tokens,

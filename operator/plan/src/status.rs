@@ -90,7 +90,11 @@ impl<'a> View<'a> {
         let prior = self.wanted.prior;
         let (model, sizing) = match self.wanted.model {
             Model::Resolved(resolved) => (
-                Some(ModelStatus { revision: resolved.revision.clone(), files: resolved.files.clone() }),
+                Some(ModelStatus {
+                    revision: resolved.revision.clone(),
+                    source: resolved.source.clone(),
+                    files: resolved.files.clone(),
+                }),
                 Some(resolved.sizing),
             ),
             Model::Resolving | Model::Failed(_) => {
@@ -320,6 +324,7 @@ impl<'a> View<'a> {
                 host: host.name.to_owned(),
                 epoch: copy.workload.epoch,
                 state,
+                transfer: copy.current().and_then(|status| status.transfer),
             });
         }
         // Copies that are no longer assigned stay listed while they finish what runs, so that gateways know whose they are.

@@ -191,6 +191,7 @@ impl Conversation {
                                     self.cluster.sessions.tell(self.host.as_str(), Down::EndLogs(request));
                                 }
                             }
+                            Up::Models(_) => {}
                             Up::Hello(_) => return Ending::Tell(Status::invalid_argument("Hello came twice")),
                         }
                     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest, LogChunk,
-    LogsRequest, Object, Role, StatusRequest, StatusResponse, fleet_server,
+    LogsRequest, ModelsReply, ModelsRequest, Object, Role, StatusRequest, StatusResponse, fleet_server,
 };
 use tandem_pki::Identity;
 use tandem_store::{Key, Kind, Selector};
@@ -52,6 +52,7 @@ impl Fleet {
 #[tonic::async_trait]
 impl fleet_server::Fleet for Fleet {
     type LogsStream = Chunks;
+    type ModelsStream = Pin<Box<dyn Stream<Item = Result<ModelsReply, Status>> + Send>>;
 
     async fn create_join_token(
         &self,
@@ -139,6 +140,11 @@ impl fleet_server::Fleet for Fleet {
             hosts: hosts.collect(),
             gateways: gateways.collect(),
         }))
+    }
+
+    async fn models(&self, request: Request<ModelsRequest>) -> Result<Response<Self::ModelsStream>, Status> {
+        caller::admin(&self.0, &request)?;
+        Err(Status::unimplemented("not yet"))
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Chunks>, Status> {

@@ -196,6 +196,8 @@ mod tests {
             restarts: 0,
             last_exit: None,
             progress: Some(1),
+            transfer: None,
+            seconds_to_ready: None,
         });
         let mut after = before.clone();
         after.workloads[0].progress = Some(50);

@@ -16,7 +16,7 @@ use axum::serve::Listener;
 use futures::{StreamExt, stream};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use sha2::{Digest, Sha256};
-use tandem_weights::Access;
+use tandem_sources::Access;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;

@@ -44,6 +44,7 @@ pub(crate) fn spec(replicas: u32, host_failures: u32) -> InferenceDeploymentSpec
             name: "kimi-k2.5".to_owned(),
             source: "https://m.example.com/kimi/".to_owned(),
             files: Vec::new(),
+            credentials: None,
         },
         quant: "Q4_K_M".to_owned(),
         context: Context { tokens: 4096, pool_tokens: Some(16_384), kv_cache: Default::default() },
@@ -59,6 +60,7 @@ pub(crate) fn resolved(quant: &str, units: u64) -> Model {
     let total = units * UNIT;
     Model::Resolved(Resolved {
         revision: format!("rev-{quant}"),
+        source: "file:///models".to_owned(),
         files: vec![ResolvedFile {
             name: format!("kimi-{quant}.gguf"),
             sha256: "0".repeat(64),
@@ -196,6 +198,8 @@ impl Fleet {
             restarts: 0,
             last_exit: None,
             progress: None,
+            transfer: None,
+            seconds_to_ready: None,
         });
         // What the margin of a sixteenth leaves is just the units, and less than one more.
         let available = machine.units * UNIT * 16 / 15 + 16;

@@ -1,21 +1,22 @@
 //! A source made ready to read from, and its files as streams of bytes. Names are resolved once: every later connection
 //! goes to the addresses that were checked.
 
-use std::io;
+use std::io::{self, SeekFrom};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Response, StatusCode, Url, header};
 use thiserror::Error;
 use tokio::fs::File;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use crate::source::{Place, is_forbidden};
-use crate::{Access, Source};
+use crate::source::{self, is_forbidden};
+use crate::{Access, Secret, Source};
 
 /// How much of a local file is read at once, in bytes.
 const BLOCK: usize = 1 << 20;
@@ -98,62 +99,83 @@ impl TransferError {
     }
 }
 
-/// Where files are opened.
-pub(crate) enum Origin {
+/// A source made ready to read from. Cheap to share; every read is a request of its own.
+pub struct Origin(Place);
+
+enum Place {
     Folder(PathBuf),
     Site { client: Client, base: Url },
 }
 
-/// An open file.
-pub(crate) struct Body {
+/// An open file, or a range of one.
+pub struct Body {
     from: From,
-    /// What the file system or the server says, in bytes.
-    pub(crate) length: Option<u64>,
+    /// Length of the whole file in bytes, as the file system or the server says.
+    pub file_length: Option<u64>,
 }
 
 enum From {
-    File { file: File, path: PathBuf },
+    File { file: File, path: PathBuf, left: u64 },
     Site { response: Response, url: Url },
 }
 
 impl Origin {
-    pub(crate) async fn of(source: &Source, access: &Access) -> Result<Self, TransferError> {
+    /// Prepares to read: resolves and checks the host once, and gets what every read needs.
+    ///
+    /// # Errors
+    /// When nothing could be read from there.
+    pub async fn open(
+        source: &Source,
+        _credential: Option<&Secret>,
+        access: &Access,
+    ) -> Result<Self, TransferError> {
         match &source.place {
-            Place::Folder(path) => Ok(Self::Folder(path.clone())),
-            Place::Site(base) => Ok(Self::Site { client: client(base, access).await?, base: base.clone() }),
+            source::Place::Folder(path) => Ok(Self(Place::Folder(path.clone()))),
+            source::Place::Site(base) => {
+                Ok(Self(Place::Site { client: client(base, access).await?, base: base.clone() }))
+            }
         }
     }
 
-    /// `name` is relative and stays inside the origin; the caller has checked that.
-    pub(crate) async fn open(&self, name: &str) -> Result<Body, TransferError> {
-        match self {
-            Self::Folder(folder) => Body::of_file(&folder.join(name)).await,
-            Self::Site { client, base } => {
+    /// Reads a file, or the bytes of it that `range` names, which must not be empty. `name` is relative and stays inside
+    /// the origin; the caller has checked that. One try.
+    ///
+    /// # Errors
+    /// When the file is not there, or does not answer for just these bytes.
+    pub async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Body, TransferError> {
+        match &self.0 {
+            Place::Folder(folder) => Body::of_file(&folder.join(name), range).await,
+            Place::Site { client, base } => {
                 let mut url = base.clone();
                 if let Ok(mut segments) = url.path_segments_mut() {
                     segments.pop_if_empty().extend(name.split('/'));
                 }
-                get(client, url).await
+                get(client, url, range).await
             }
         }
     }
 
     /// Whether this is a local folder that is not there.
     pub(crate) fn is_missing(&self) -> bool {
-        matches!(self, Self::Folder(folder) if !folder.is_dir())
+        matches!(&self.0, Place::Folder(folder) if !folder.is_dir())
     }
 
-    /// Where a local file is.
-    pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
-        match self {
-            Self::Folder(folder) => Some(folder.join(name)),
-            Self::Site { .. } => None,
+    /// Where a file is on this machine's own disk, for sources that are there.
+    #[must_use]
+    pub fn local_path(&self, name: &str) -> Option<PathBuf> {
+        match &self.0 {
+            Place::Folder(folder) => Some(folder.join(name)),
+            Place::Site { .. } => None,
         }
     }
 }
 
 impl Body {
-    pub(crate) async fn of_file(path: &Path) -> Result<Self, TransferError> {
+    /// Opens a file of this machine, or a range of it.
+    ///
+    /// # Errors
+    /// When it is not there, or no regular file.
+    pub async fn of_file(path: &Path, range: Option<Range<u64>>) -> Result<Self, TransferError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => TransferError::NotFound(path.display().to_string()),
             _ => TransferError::File { path: path.to_owned(), source },
@@ -165,17 +187,25 @@ impl Body {
         }
         let mut file = File::open(path).await.map_err(failed)?;
         file.set_max_buf_size(BLOCK);
-        Ok(Self { from: From::File { file, path: path.to_owned() }, length: Some(metadata.len()) })
+        let Range { start, end } = range.unwrap_or(0..u64::MAX);
+        file.seek(SeekFrom::Start(start)).await.map_err(failed)?;
+        let from = From::File { file, path: path.to_owned(), left: end.saturating_sub(start) };
+        Ok(Self { from, file_length: Some(metadata.len()) })
     }
 
     /// The next bytes, up to a mebibyte; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, TransferError> {
+    ///
+    /// # Errors
+    /// When the transfer breaks off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, TransferError> {
         match &mut self.from {
-            From::File { file, path } => {
-                let mut block = BytesMut::with_capacity(BLOCK);
+            From::File { file, path, left } => {
+                let most = BLOCK.min(usize::try_from(*left).unwrap_or(BLOCK));
+                let mut block = BytesMut::with_capacity(most).limit(most);
                 let read = file.read_buf(&mut block).await;
                 let read = read.map_err(|source| TransferError::File { path: path.clone(), source })?;
-                Ok((read > 0).then(|| block.freeze()))
+                *left -= read as u64;
+                Ok((read > 0).then(|| block.into_inner().freeze()))
             }
             From::Site { response, url } => response.chunk().await.map_err(|e| http(url.clone(), e)),
         }
@@ -221,15 +251,23 @@ async fn addresses(base: &Url, access: &Access) -> Result<Vec<SocketAddr>, Trans
     if addresses.is_empty() { Err(unknown(None)) } else { Ok(addresses) }
 }
 
-async fn get(client: &Client, url: Url) -> Result<Body, TransferError> {
-    let response = client.get(url.clone()).send().await.map_err(|e| http(url.clone(), e))?;
-    match response.status() {
-        StatusCode::OK => {}
+async fn get(client: &Client, url: Url, range: Option<Range<u64>>) -> Result<Body, TransferError> {
+    let mut request = client.get(url.clone());
+    if let Some(Range { start, end }) = &range {
+        request = request.header(header::RANGE, format!("bytes={start}-{}", end - 1));
+    }
+    let response = request.send().await.map_err(|e| http(url.clone(), e))?;
+    let file_length = match response.status() {
+        StatusCode::OK if range.is_none() => response.content_length(),
+        StatusCode::PARTIAL_CONTENT if range.is_some() => {
+            let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
+            range.and_then(|range| range.rsplit_once('/')).and_then(|(_, length)| length.parse().ok())
+        }
         StatusCode::NOT_FOUND | StatusCode::GONE => return Err(TransferError::NotFound(url.to_string())),
         status if status.is_redirection() => return Err(TransferError::Redirect { url }),
         status => return Err(TransferError::Status { url, status }),
-    }
-    Ok(Body { length: response.content_length(), from: From::Site { response, url } })
+    };
+    Ok(Body { file_length, from: From::Site { response, url } })
 }
 
 fn http(url: Url, source: reqwest::Error) -> TransferError {

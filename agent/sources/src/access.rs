@@ -55,7 +55,9 @@ impl Access {
         self
     }
 
-    pub(crate) fn backoff(&self) -> ExponentialBuilder {
+    /// The waits between tries.
+    #[must_use]
+    pub fn backoff(&self) -> ExponentialBuilder {
         ExponentialBuilder::default()
             .with_min_delay(self.first_retry)
             .with_max_delay(Duration::from_secs(30))

@@ -19,6 +19,8 @@ const OTHER_HEADERS: usize = 192 << 20;
 pub struct Resolved {
     /// `sha256:` and the hash over names and hashes of the files: equal revisions are equal weights.
     pub revision: String,
+    /// The source with its revision pinned, where it has one.
+    pub source: Source,
     /// In shard order.
     pub files: Vec<ResolvedFile>,
     /// The first bytes of each file, in the same order: at most 64 MiB of the first, and as much of each other as 192 MiB
@@ -95,7 +97,7 @@ pub async fn resolve(
     listed: &[ListedFile],
     access: &Access,
 ) -> Result<Resolved, ResolveError> {
-    let prepare = || Origin::of(source, access);
+    let prepare = || Origin::open(source, None, access);
     let origin = prepare.retry(access.backoff()).when(TransferError::is_transient).await?;
     let picked = pick(&origin, source, quant, listed, access).await?;
     let others = OTHER_HEADERS / picked.len().saturating_sub(1).max(1);
@@ -107,7 +109,7 @@ pub async fn resolve(
         files.push(resolved);
         headers.push(header);
     }
-    Ok(Resolved { revision: revision(&files), files, headers })
+    Ok(Resolved { revision: revision(&files), source: source.clone(), files, headers })
 }
 
 async fn pick(
@@ -130,7 +132,7 @@ async fn pick(
 }
 
 async fn sums_of(origin: &Origin, source: &Source) -> Result<Vec<u8>, ResolveError> {
-    let mut body = match origin.open(sums::NAME).await {
+    let mut body = match origin.read(sums::NAME, None).await {
         Ok(body) => body,
         Err(TransferError::NotFound(_)) if origin.is_missing() => {
             return Err(ResolveError::NoFolder(source.to_string()));
@@ -174,7 +176,7 @@ struct Hashed {
 }
 
 async fn hash(origin: &Origin, name: &str, keep: usize) -> Result<Hashed, TransferError> {
-    let mut body = origin.open(name).await?;
+    let mut body = origin.read(name, None).await?;
     let mut digest = Sha256::new();
     let (mut bytes, mut header) = (0, Vec::new());
     while let Some(block) = body.next().await? {

@@ -55,7 +55,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<ListedFile>, BadSums> {
 }
 
 /// Whether a relative name stays below the folder it is joined to.
-pub(crate) fn is_inside(name: &str) -> bool {
+#[must_use]
+pub fn is_inside(name: &str) -> bool {
     name.len() <= 512
         && !name.contains('\\')
         && !name.chars().any(char::is_control)

@@ -1,6 +1,6 @@
 //! Models: from a source and a quant to exact files and their memory, in the background and remembered.
 //!
-//! Hashing a large model takes minutes. The answer is kept in the store, so that a restart asks nobody again, and a source
+//! Headers come over the network. The answer is kept in the store, so that a restart asks nobody again, and a source
 //! whose content changes under a deployment is noticed instead of half-loaded.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tandem_crds::{InferenceDeploymentSpec, KvCache, ListedFile, ModelStatus, ResolvedFile, Sizing};
 use tandem_engine::memory;
 use tandem_engine::{EngineConfig, KvType, Mode};
-use tandem_gguf::{Header, ShardSet};
+use tandem_gguf::ShardSet;
 use tandem_sources::{Access, Resolved, Source};
 use tandem_store::{Store, StoreError};
 use tokio::sync::Semaphore;
@@ -231,7 +231,7 @@ async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) ->
     let source: Source =
         files.source.parse().map_err(|error: tandem_sources::BadSource| error.to_string())?;
     let listed = listed(files)?;
-    let resolved = tandem_sources::resolve(&source, &files.quant, &listed, &Access::default())
+    let resolved = tandem_sources::resolve(&source, &files.quant, &listed, None, &Access::default())
         .await
         .map_err(|error| chain(&error))?;
     if let Some(saved) = &saved
@@ -244,7 +244,7 @@ async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) ->
         ));
     }
     let config = engine_config(load);
-    let (model, sizing) = tokio::task::spawn_blocking(move || size(&resolved, &config))
+    let (model, sizing) = tokio::task::spawn_blocking(move || size(resolved, &config))
         .await
         .map_err(|_| "the model's headers could not be read: see the operator's log".to_owned())??;
     remember(&*cluster.store, &key, &model, load, sizing).await.map_err(|error| chain(&error))?;
@@ -273,14 +273,8 @@ fn engine_config(load: &Load) -> EngineConfig {
 }
 
 /// Files and memory of a resolved model, from its headers alone.
-fn size(resolved: &Resolved, config: &EngineConfig) -> Result<(ModelStatus, Sizing), String> {
-    let mut headers = Vec::with_capacity(resolved.files.len());
-    for (file, header) in resolved.files.iter().zip(&resolved.headers) {
-        headers.push(
-            Header::parse(header, file.bytes).map_err(|error| format!("{}: {}", file.name, chain(&error)))?,
-        );
-    }
-    let shards = ShardSet::assemble(headers).map_err(|error| chain(&error))?;
+fn size(resolved: Resolved, config: &EngineConfig) -> Result<(ModelStatus, Sizing), String> {
+    let shards = ShardSet::assemble(resolved.headers).map_err(|error| chain(&error))?;
     let plan = memory::plan(&shards, config).map_err(|error| chain(&error))?;
     let files = resolved.files.iter().map(|file| ResolvedFile {
         name: file.name.clone(),

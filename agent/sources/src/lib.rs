@@ -4,6 +4,7 @@
 //! is believed by nobody before it has its digest.
 
 mod access;
+mod header;
 mod listing;
 mod origin;
 mod resolve;

@@ -1,21 +1,21 @@
 //! From a source and a quant to the exact files, their hashes and their headers.
 
 use backon::Retryable;
+use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
+use tandem_gguf::{GgufError, Header};
 use tandem_worker_api::Sha256Hex;
 use thiserror::Error;
 
 use crate::listing::{Shards, as_listed, by_name, by_quant};
 use crate::origin::Origin;
-use crate::{Access, BadSums, ListedFile, PickError, Source, TransferError, sums};
+use crate::{Access, BadSums, ListedFile, PickError, Secret, Source, TransferError, header, sums};
 
-/// How much of a shard is kept for its header, in bytes. The first shard of a model holds its vocabulary.
-const FIRST_HEADER: usize = 64 << 20;
-/// All further shards' headers together: they list tensors and nothing else.
-const OTHER_HEADERS: usize = 192 << 20;
+/// Headers that are read at once.
+const AT_ONCE: usize = 4;
 
 /// The exact files of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
     /// `sha256:` and the hash over names and hashes of the files: equal revisions are equal weights.
     pub revision: String,
@@ -23,9 +23,9 @@ pub struct Resolved {
     pub source: Source,
     /// In shard order.
     pub files: Vec<ResolvedFile>,
-    /// The first bytes of each file, in the same order: at most 64 MiB of the first, and as much of each other as 192 MiB
-    /// for all of them allows. The files they are of have the hashes that `files` says.
-    pub headers: Vec<Vec<u8>>,
+    /// What each file says about itself, in the same order. Read before anybody has hashed the file: good for sizes, and
+    /// for nothing that loads it.
+    pub headers: Vec<Header>,
 }
 
 /// One file, known by its hash.
@@ -64,16 +64,20 @@ pub enum ResolveError {
     /// A list of hashes that is none.
     #[error("the SHA256SUMS of `{0}` is larger than 1 MiB: it should list the model's files only")]
     HugeSums(String),
-    /// Other bytes than somebody vouched for.
-    #[error("`{name}` has sha256 {found}, and {expected} is listed: the file or the list is wrong")]
-    WrongDigest {
+    /// A file that starts with no header that can be used.
+    #[error("`{name}` can't be used")]
+    Header {
         /// Which file.
         name: String,
-        /// What is listed.
-        expected: Sha256Hex,
-        /// What the file has.
-        found: Sha256Hex,
+        /// What is wrong with it.
+        source: GgufError,
     },
+    /// Its place doesn't say how long a file is.
+    #[error("the server doesn't say how long `{0}` is: it must answer range requests with a Content-Range")]
+    NoLength(String),
+    /// Two answers that are not of one file.
+    #[error("`{0}` changes while it is read: try again once it is whole")]
+    Changing(String),
 }
 
 impl ResolveError {
@@ -84,8 +88,8 @@ impl ResolveError {
     }
 }
 
-/// Finds the files that `quant` means, and reads each from start to end to learn that it has the hash that
-/// `SHA256SUMS`, or the manifest's own list, says.
+/// Finds the files that `quant` means, with the hash that `SHA256SUMS`, or the manifest's own list, says, and reads their
+/// headers by range requests. The files themselves are hashed by whoever fetches them, before anything loads them.
 ///
 /// With `listed` files, they are the model, and neither `quant` nor `SHA256SUMS` is looked at.
 ///
@@ -95,20 +99,22 @@ pub async fn resolve(
     source: &Source,
     quant: &str,
     listed: &[ListedFile],
+    credential: Option<&Secret>,
     access: &Access,
 ) -> Result<Resolved, ResolveError> {
-    let prepare = || Origin::open(source, None, access);
+    let prepare = || Origin::open(source, credential, access);
     let origin = prepare.retry(access.backoff()).when(TransferError::is_transient).await?;
     let picked = pick(&origin, source, quant, listed, access).await?;
-    let others = OTHER_HEADERS / picked.len().saturating_sub(1).max(1);
-    let mut files = Vec::with_capacity(picked.len());
-    let mut headers = Vec::with_capacity(picked.len());
-    for (index, file) in picked.into_iter().enumerate() {
-        let keep = if index == 0 { FIRST_HEADER } else { others.min(FIRST_HEADER) };
-        let (resolved, header) = read(&origin, file, keep, access).await?;
-        files.push(resolved);
-        headers.push(header);
-    }
+    let reads = picked.iter().enumerate();
+    let reads = reads.map(|(index, file)| header::read(&origin, &file.name, index == 0, access));
+    let headers: Vec<Header> =
+        stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await?;
+    let files = picked.into_iter().zip(&headers).map(|(file, header)| ResolvedFile {
+        name: file.name,
+        sha256: file.sha256,
+        bytes: header.file_len,
+    });
+    let files: Vec<ResolvedFile> = files.collect();
     Ok(Resolved { revision: revision(&files), source: source.clone(), files, headers })
 }
 
@@ -148,44 +154,6 @@ async fn sums_of(origin: &Origin, source: &Source) -> Result<Vec<u8>, ResolveErr
         }
     }
     Ok(bytes)
-}
-
-async fn read(
-    origin: &Origin,
-    file: ListedFile,
-    keep: usize,
-    access: &Access,
-) -> Result<(ResolvedFile, Vec<u8>), ResolveError> {
-    let attempt = || hash(origin, &file.name, keep);
-    let hashed = attempt.retry(access.backoff()).when(TransferError::is_transient).await?;
-    if hashed.sha256 != file.sha256 {
-        return Err(ResolveError::WrongDigest {
-            name: file.name,
-            expected: file.sha256,
-            found: hashed.sha256,
-        });
-    }
-    tracing::debug!(file = file.name, bytes = hashed.bytes, "hashed");
-    Ok((ResolvedFile { name: file.name, sha256: file.sha256, bytes: hashed.bytes }, hashed.header))
-}
-
-struct Hashed {
-    sha256: Sha256Hex,
-    bytes: u64,
-    header: Vec<u8>,
-}
-
-async fn hash(origin: &Origin, name: &str, keep: usize) -> Result<Hashed, TransferError> {
-    let mut body = origin.read(name, None).await?;
-    let mut digest = Sha256::new();
-    let (mut bytes, mut header) = (0, Vec::new());
-    while let Some(block) = body.next().await? {
-        digest.update(&block);
-        bytes += block.len() as u64;
-        let room = keep.saturating_sub(header.len()).min(block.len());
-        header.extend_from_slice(&block[..room]);
-    }
-    Ok(Hashed { sha256: <[u8; 32]>::from(digest.finalize()).into(), bytes, header })
 }
 
 fn revision(files: &[ResolvedFile]) -> String {

@@ -6,24 +6,20 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
-use tandem_sources::{Access, ResolveError, ResolvedFile, Sha256Hex, Source, TransferError, resolve};
+use tandem_sources::{Access, ResolvedFile, Sha256Hex, Source};
 use tandem_weights::{FetchError, Store, VerifyError};
 use tempfile::TempDir;
+
+const NAME: &str = "m-Q8_0.gguf";
 
 /// More than one block of reading.
 fn bytes() -> Vec<u8> {
     (0..700_000_u32).flat_map(u32::to_le_bytes).collect()
 }
 
-fn folder(files: &[(&str, &[u8])]) -> TempDir {
+fn folder() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let mut sums = String::new();
-    for (name, bytes) in files {
-        fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
-        fs::write(dir.path().join(name), bytes).unwrap();
-        sums.push_str(&format!("{}  {name}\n", hex::encode(Sha256::digest(bytes))));
-    }
-    fs::write(dir.path().join("SHA256SUMS"), sums).unwrap();
+    fs::write(dir.path().join(NAME), bytes()).unwrap();
     dir
 }
 
@@ -31,54 +27,15 @@ fn source(path: &Path) -> Source {
     format!("file://{}", path.display()).parse().unwrap()
 }
 
-async fn one(dir: &TempDir) -> ResolvedFile {
-    resolve(&source(dir.path()), "Q8_0", &[], &Access::default()).await.unwrap().files.remove(0)
-}
-
-#[tokio::test]
-async fn revisions_are_of_content_and_not_of_place() {
-    let (a, b) = (folder(&[("m-Q8_0.gguf", b"x")]), folder(&[("m-Q8_0.gguf", b"x"), ("m-Q4_0.gguf", b"y")]));
-    let revision = async |dir: &TempDir, quant: &str| {
-        resolve(&source(dir.path()), quant, &[], &Access::default()).await.unwrap().revision
-    };
-    assert_eq!(revision(&a, "Q8_0").await, revision(&b, "Q8_0").await);
-    assert_ne!(revision(&b, "Q8_0").await, revision(&b, "Q4_0").await);
-    let named = source(&a.path().join("m-Q8_0.gguf"));
-    let named = resolve(&named, "", &[], &Access::default()).await.unwrap();
-    assert_eq!(named.revision, revision(&a, "Q8_0").await);
-}
-
-#[tokio::test]
-async fn a_folder_without_sums_says_how_to_make_them() {
-    let dir = folder(&[("m-Q8_0.gguf", b"x")]);
-    fs::remove_file(dir.path().join("SHA256SUMS")).unwrap();
-    let error = resolve(&source(dir.path()), "Q8_0", &[], &Access::default()).await.unwrap_err();
-    assert!(error.to_string().contains("sha256sum *.gguf > SHA256SUMS"), "{error}");
-}
-
-#[tokio::test]
-async fn a_folder_that_is_not_there_is_told_from_one_without_sums() {
-    let dir = folder(&[]);
-    let error =
-        resolve(&source(&dir.path().join("gone")), "Q8_0", &[], &Access::default()).await.unwrap_err();
-    assert!(error.to_string().contains("does not exist"), "{error}");
-}
-
-#[tokio::test]
-async fn what_is_listed_and_not_there_is_named() {
-    let dir = folder(&[("m-Q8_0.gguf", b"x")]);
-    fs::remove_file(dir.path().join("m-Q8_0.gguf")).unwrap();
-    let error = resolve(&source(dir.path()), "Q8_0", &[], &Access::default()).await.unwrap_err();
-    assert!(error.to_string().contains("m-Q8_0.gguf` does not exist"), "{error}");
-    fs::create_dir(dir.path().join("m-Q8_0.gguf")).unwrap();
-    let error = resolve(&source(dir.path()), "Q8_0", &[], &Access::default()).await.unwrap_err();
-    assert!(matches!(error, ResolveError::Transfer(TransferError::NotAFile(_))), "{error}");
+fn one() -> ResolvedFile {
+    let sha256 = <[u8; 32]>::from(Sha256::digest(bytes())).into();
+    ResolvedFile { name: NAME.to_owned(), sha256, bytes: bytes().len() as u64 }
 }
 
 #[tokio::test]
 async fn a_fetched_file_is_whole_private_and_reported() {
-    let (dir, home) = (folder(&[("m-Q8_0.gguf", &bytes())]), tempfile::tempdir().unwrap());
-    let file = one(&dir).await;
+    let (dir, home) = (folder(), tempfile::tempdir().unwrap());
+    let file = one();
     let store = Store::open(home.path()).unwrap();
     assert!(!store.has(&file));
     let seen = Mutex::new(Vec::new());
@@ -91,15 +48,15 @@ async fn a_fetched_file_is_whole_private_and_reported() {
     let heard = seen.lock().unwrap().clone();
     assert_eq!((heard.first(), heard.last()), (Some(&0), Some(&file.bytes)));
     // The original may go: the store has its own.
-    fs::write(dir.path().join("m-Q8_0.gguf"), b"changed").unwrap();
+    fs::write(dir.path().join(NAME), b"changed").unwrap();
     store.verify(&file.sha256).await.unwrap();
     store.fetch(&source(dir.path()), &file, &Access::default(), &note).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_flipped_byte_is_noticed_and_cured() {
-    let (dir, home) = (folder(&[("m-Q8_0.gguf", &bytes())]), tempfile::tempdir().unwrap());
-    let file = one(&dir).await;
+    let (dir, home) = (folder(), tempfile::tempdir().unwrap());
+    let file = one();
     let store = Store::open(home.path()).unwrap();
     let path = store.fetch(&source(dir.path()), &file, &Access::default(), &|_| {}).await.unwrap();
     let mut wrong = bytes();
@@ -116,13 +73,13 @@ async fn a_flipped_byte_is_noticed_and_cured() {
 
 #[tokio::test]
 async fn a_source_that_changed_is_refused_and_leaves_nothing() {
-    let (dir, home) = (folder(&[("m-Q8_0.gguf", &bytes())]), tempfile::tempdir().unwrap());
-    let file = one(&dir).await;
+    let (dir, home) = (folder(), tempfile::tempdir().unwrap());
+    let file = one();
     let store = Store::open(home.path()).unwrap();
     let mut wrong = bytes();
     wrong[0] ^= 1;
     for (now, expected) in [(wrong, "instead of"), (b"short".to_vec(), "bytes long")] {
-        fs::write(dir.path().join("m-Q8_0.gguf"), now).unwrap();
+        fs::write(dir.path().join(NAME), now).unwrap();
         let error = store.fetch(&source(dir.path()), &file, &Access::default(), &|_| {}).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
@@ -135,8 +92,8 @@ async fn a_source_that_changed_is_refused_and_leaves_nothing() {
 
 #[tokio::test]
 async fn what_a_kill_left_half_is_cleared_away() {
-    let (dir, home) = (folder(&[("m-Q8_0.gguf", &bytes())]), tempfile::tempdir().unwrap());
-    let file = one(&dir).await;
+    let (dir, home) = (folder(), tempfile::tempdir().unwrap());
+    let file = one();
     drop(Store::open(home.path()).unwrap());
     fs::write(home.path().join("partial/.tmpHalf"), b"half").unwrap();
     // Half a file under the right name, as a file system without journal may leave it.
@@ -153,13 +110,13 @@ async fn what_a_kill_left_half_is_cleared_away() {
 #[tokio::test]
 async fn a_full_disk_is_a_sentence_and_leaves_nothing_as_root() {
     use nix::mount::{MsFlags, mount, umount};
-    let (dir, home) = (folder(&[("m-Q8_0.gguf", &bytes())]), tempfile::tempdir().unwrap());
+    let (dir, home) = (folder(), tempfile::tempdir().unwrap());
     let tmpfs: Option<&str> = Some("tmpfs");
     if let Err(error) = mount(tmpfs, home.path(), tmpfs, MsFlags::empty(), Some("size=1m")) {
         eprintln!("skipped: no tmpfs can be mounted here ({error})");
         return;
     }
-    let file = one(&dir).await;
+    let file = one();
     let store = Store::open(home.path()).unwrap();
     let error = store.fetch(&source(dir.path()), &file, &Access::default(), &|_| {}).await.unwrap_err();
     let left = fs::read_dir(home.path().join("partial")).unwrap().count();

@@ -15,7 +15,6 @@ use axum::response::{IntoResponse, Response};
 use axum::serve::Listener;
 use futures::{StreamExt, stream};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use sha2::{Digest, Sha256};
 use tandem_sources::Access;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -60,12 +59,6 @@ impl Server {
         self.script.lock().unwrap().insert(path.to_owned(), (AtomicUsize::new(0), answers.into()));
     }
 
-    /// A model file with its SHA256SUMS.
-    pub(crate) fn model(&self, name: &str, bytes: &[u8]) {
-        self.on(&format!("/{name}"), [Answer::Bytes(bytes.to_vec())]);
-        self.on("/SHA256SUMS", [Answer::Bytes(sums(&[(name, bytes)]))]);
-    }
-
     pub(crate) fn asked(&self, path: &str) -> usize {
         self.script.lock().unwrap().get(path).map_or(0, |(asked, _)| asked.load(Ordering::SeqCst))
     }
@@ -78,11 +71,6 @@ impl Server {
             .waiting(Duration::from_secs(5), Duration::from_millis(300))
             .retrying(3, Duration::from_millis(5))
     }
-}
-
-pub(crate) fn sums(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let line = |(name, bytes): &(&str, &[u8])| format!("{}  {name}\n", hex::encode(Sha256::digest(bytes)));
-    files.iter().map(line).collect::<String>().into_bytes()
 }
 
 async fn answer(State(script): State<Script>, uri: Uri) -> Response {

@@ -52,7 +52,7 @@ use crate::deployment::{KvCache, ResolvedFile, Sampling};
 pub struct InferenceHostSpec {
     /// The leader's number. A host refuses a lower one than the newest it has seen.
     pub term: u64,
-    /// Grows with every change of `workloads`, across terms, too. A host that reports it back has seen this spec.
+    /// Grows with every change of `workloads` and `keepFiles`, across terms, too. A host that reports it back has seen this spec.
     pub generation: u64,
     /// Takes no new copies. What runs goes on.
     pub unschedulable: bool,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tandem_crds::{InferenceHostSpec, WorkloadSpec};
 
 use crate::input::Model;
+use crate::keep;
 use crate::output::{Action, Step, Waiting};
 use crate::parse::{Wanted, World};
 use crate::place::Decision;
@@ -169,9 +170,11 @@ impl<'a> Draft<'a> {
     }
 
     fn finish(mut self) -> Diff {
+        let mut kept = keep::keepers(self.world).into_iter();
         for (index, mut spec) in self.specs.into_iter().enumerate() {
             let host = &self.world.hosts[index];
-            if spec.workloads != host.spec.workloads {
+            spec.keep_files = kept.next().unwrap_or_default();
+            if spec.workloads != host.spec.workloads || spec.keep_files != host.spec.keep_files {
                 spec.generation = self.next[index];
                 spec.workloads.sort_by(|a, b| a.id.cmp(&b.id));
             }

@@ -23,10 +23,12 @@
 //!
 //! Rooms, in the order in which a plan passes through them: `parse` (objects → a world without illegal values), `size`
 //! (bytes), `place` (which copies start and stop, deployment by deployment, oldest first), `diff` (host specs and steps),
-//! `status` (conditions) and `route`. [`lint()`] checks a plan by its own reading of the rules.
+//! `keep` (files that stay on disks), `status` (conditions) and `route`. [`lint()`] checks a plan by its own reading of the rules.
+//! Beside them, [`supply`]: from which other hosts a host fetches weights.
 
 mod diff;
 mod input;
+mod keep;
 mod lint;
 mod output;
 mod parse;
@@ -36,6 +38,7 @@ mod roll;
 mod route;
 mod size;
 mod status;
+pub mod supply;
 mod survive;
 
 use jiff::Timestamp;

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use tandem_crds::{DeviceKind, InferenceHostSpec, WorkloadState};
 
 use crate::input::{HostObservation, Model, Observation, State};
+use crate::keep::MAX_KEPT;
 use crate::output::{Action, Plan};
 
 /// Something that no plan may do.
@@ -29,6 +30,7 @@ pub fn lint(state: &State, observation: &Observation, now: Timestamp, plan: &Pla
     lint.new_copies_fit_and_are_welcome();
     lint.ids_are_unique();
     lint.the_last_healthy_copy_stays();
+    lint.the_last_copy_of_a_file_stays();
     lint.silent_hosts_are_given_time();
     lint.routes_name_what_answers();
     lint.statuses_are_whole();
@@ -77,7 +79,8 @@ impl Lint<'_> {
                     spec.term, self.state.term
                 ));
             }
-            if spec.workloads != old.workloads && spec.generation <= old.generation {
+            let changed = spec.workloads != old.workloads || spec.keep_files != old.keep_files;
+            if changed && spec.generation <= old.generation {
                 findings.push(format!("{host} changes without a higher generation"));
             }
             if spec.unschedulable != old.unschedulable || spec.drain != old.drain {
@@ -243,6 +246,52 @@ impl Lint<'_> {
             }
         }
         findings.into_iter().for_each(|finding| self.find(finding));
+    }
+
+    /// Of a file that a deployment wants, one host that is known to have it goes on keeping it. A host whose list is full is
+    /// not asked.
+    fn the_last_copy_of_a_file_stays(&mut self) {
+        let mut wanted = BTreeSet::new();
+        for deployment in &self.state.deployments {
+            let status = deployment.status.as_ref().and_then(|status| status.model.as_ref());
+            let metadata = &deployment.metadata;
+            let model = self.state.models.iter().find(|(key, _)| {
+                Some(&key.name) == metadata.name.as_ref()
+                    && Some(&key.namespace) == metadata.namespace.as_ref()
+            });
+            let files = match model {
+                Some((_, Model::Resolved(resolved))) => resolved.files.as_slice(),
+                _ => status.map_or(&[][..], |model| &model.files),
+            };
+            wanted.extend(files.iter().map(|file| &file.sha256));
+        }
+        let keeps = |spec: &InferenceHostSpec, digest: &String| {
+            spec.keep_files.contains(digest)
+                || spec
+                    .workloads
+                    .iter()
+                    .flat_map(|workload| &workload.files)
+                    .any(|file| file.sha256 == *digest)
+        };
+        let (mut before, mut after) = (BTreeSet::new(), BTreeSet::new());
+        for host in self.host_names() {
+            let Some(HostObservation::Known(report)) = self.observation.hosts.get(&host) else { continue };
+            let (Some(old), Some(new)) = (self.stored(&host), self.after(&host)) else { continue };
+            for digest in report.weights.iter().flat_map(|weights| &weights.files) {
+                if keeps(old, digest) {
+                    before.insert(digest.clone());
+                }
+                if keeps(new, digest) || new.keep_files.len() >= MAX_KEPT {
+                    after.insert(digest.clone());
+                }
+            }
+        }
+        let lost: Vec<String> = wanted
+            .into_iter()
+            .filter(|digest| before.contains(*digest) && !after.contains(*digest))
+            .map(|digest| format!("the last known copy of the file {digest} is let go of"))
+            .collect();
+        lost.into_iter().for_each(|finding| self.find(finding));
     }
 
     /// While a host's silence is young, nothing starts because of it: what its deployments start, they start for other

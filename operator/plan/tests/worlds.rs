@@ -3,6 +3,8 @@
 
 mod fleet;
 
+use std::collections::BTreeSet;
+
 use fleet::{Fleet, key, spec};
 use proptest::prelude::*;
 use tandem_crds::WorkloadState;
@@ -119,6 +121,7 @@ enum Event {
     Pass(i64),
     Obey,
     Crash(usize),
+    Collect,
     Settle,
 }
 
@@ -139,6 +142,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => prop_oneof![Just(3_i64), Just(12), Just(61)].prop_map(Event::Pass),
         3 => Just(Event::Obey),
         1 => (0_usize..5).prop_map(Event::Crash),
+        2 => Just(Event::Collect),
         2 => Just(Event::Settle),
     ]
 }
@@ -150,7 +154,9 @@ fn happen(fleet: &mut Fleet, event: &Event, joined: &mut usize) {
     let exists = |fleet: &Fleet, name: &str| fleet.state.models.contains_key(&key(name));
     match event {
         Event::Join(units) if hosts.len() < 5 => {
-            fleet.join(&format!("h{joined}"), *units);
+            let name = format!("h{joined}");
+            fleet.join(&name, *units);
+            fleet.machines.get_mut(&name).unwrap().files = Some(BTreeSet::new());
             *joined += 1;
         }
         Event::Kill(index) => {
@@ -197,6 +203,7 @@ fn happen(fleet: &mut Fleet, event: &Event, joined: &mut usize) {
                 }
             }
         }
+        Event::Collect => fleet.collect(),
         Event::Settle => {
             fleet.settle();
         }

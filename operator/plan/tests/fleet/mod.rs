@@ -1,7 +1,7 @@
 //! A fleet that obeys: hosts that run what their specs say, time that passes when told, and every plan linted.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -9,7 +9,7 @@ use kube::core::ObjectMeta;
 use tandem_crds::{
     Context, DeploymentRef, Device, DeviceKind, Drain, HostSelector, InferenceDeployment,
     InferenceDeploymentSpec, InferenceHost, InferenceHostSpec, InferenceHostStatus, Model as ModelSpec,
-    Placement, Redundancy, ResolvedFile, Sizing, WorkloadState, WorkloadStatus,
+    Placement, Redundancy, ResolvedFile, Sizing, WeightsStatus, WorkloadState, WorkloadStatus,
 };
 use tandem_plan::{HostObservation, Model, Observation, Plan, Resolved, State, lint, plan};
 
@@ -21,6 +21,8 @@ pub(crate) struct Machine {
     pub(crate) units: u64,
     pub(crate) last_heard: Timestamp,
     pub(crate) running: BTreeMap<String, (u64, WorkloadState)>,
+    /// Digests of files on its disk; none: it has not said.
+    pub(crate) files: Option<BTreeSet<String>>,
 }
 
 pub(crate) struct Fleet {
@@ -63,7 +65,7 @@ pub(crate) fn resolved(quant: &str, units: u64) -> Model {
         source: "file:///models".to_owned(),
         files: vec![ResolvedFile {
             name: format!("kimi-{quant}.gguf"),
-            sha256: "0".repeat(64),
+            sha256: digest(quant),
             bytes: total / 2,
         }],
         sizing: Sizing {
@@ -73,6 +75,12 @@ pub(crate) fn resolved(quant: &str, units: u64) -> Model {
             total_bytes: total,
         },
     })
+}
+
+/// The digest of the one file of a quant.
+pub(crate) fn digest(quant: &str) -> String {
+    let hex: String = quant.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{hex:0<64}")
 }
 
 impl Fleet {
@@ -94,7 +102,8 @@ impl Fleet {
         host.metadata.labels =
             Some(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect());
         self.state.hosts.push(host);
-        let machine = Machine { alive: true, units, last_heard: self.now, running: BTreeMap::new() };
+        let machine =
+            Machine { alive: true, units, last_heard: self.now, running: BTreeMap::new(), files: None };
         self.machines.insert(name.to_owned(), machine);
     }
 
@@ -213,6 +222,10 @@ impl Fleet {
         InferenceHostStatus {
             devices: vec![cpu],
             workloads: workloads.collect(),
+            weights: machine.files.as_ref().map(|files| WeightsStatus {
+                files: files.iter().cloned().collect(),
+                ..WeightsStatus::default()
+            }),
             ..InferenceHostStatus::default()
         }
     }
@@ -297,12 +310,33 @@ impl Fleet {
                     None => *state = WorkloadState::Draining,
                 }
             }
+            let ready =
+                |id: &String, epoch: u64| machine.running.get(id) == Some(&(epoch, WorkloadState::Ready));
+            if let Some(files) = &mut machine.files {
+                let workloads = spec.into_iter().flat_map(|spec| &spec.workloads);
+                let here = workloads.filter(|workload| ready(&workload.id, workload.epoch));
+                files.extend(here.flat_map(|workload| &workload.files).map(|file| file.sha256.clone()));
+            }
             for (id, epoch) in wanted {
                 machine.running.entry(id).or_insert((epoch, WorkloadState::Loading));
             }
             moved |= before != machine.running;
         }
         moved
+    }
+
+    /// Living hosts collect all files that they are not told to keep and that nothing there uses.
+    pub(crate) fn collect(&mut self) {
+        for (name, machine) in self.machines.iter_mut().filter(|(_, machine)| machine.alive) {
+            let host = self.state.hosts.iter().find(|host| host.metadata.name.as_ref() == Some(name));
+            let Some((spec, files)) = host.map(|host| &host.spec).zip(machine.files.as_mut()) else {
+                continue;
+            };
+            let used = |digest: &String| {
+                spec.workloads.iter().flat_map(|workload| &workload.files).any(|file| file.sha256 == *digest)
+            };
+            files.retain(|digest| spec.keep_files.contains(digest) || used(digest));
+        }
     }
 
     /// Plans and obeys until nothing changes; fails if that takes too long.

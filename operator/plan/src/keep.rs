@@ -1,0 +1,108 @@
+//! Which files a host keeps although no workload there uses them: they might be the last copy of a model that some deployment
+//! wants. Fetching them again takes hours; keeping them costs disk. The answer is sticky, so that nothing moves without need.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tandem_crds::ResolvedFile;
+
+use crate::input::Model;
+use crate::parse::{Host, Wanted, World};
+
+/// Most digests that a host's spec lists, as the API has it.
+pub(crate) const MAX_KEPT: usize = 256;
+
+/// Most digests that a host's report lists, as the API has it: a file that a full list lacks may be there all the same.
+const MAX_REPORTED: usize = 128;
+
+/// The digests that each host keeps, sorted, by the host's place in the world.
+///
+/// A host that keeps a wanted file goes on keeping it while it has it, or while nobody hears what it has. Where fewer than
+/// one and `hostFailures` known hosts keep a file, known holders join them: those that run it first, then by name.
+pub(crate) fn keepers(world: &World) -> Vec<Vec<String>> {
+    let listed: Vec<Listed> = world.hosts.iter().map(Listed::of).collect();
+    let wanted = wanted(world);
+    let mut kept: Vec<BTreeSet<&str>> = world
+        .hosts
+        .iter()
+        .zip(&listed)
+        .map(|(host, listed)| {
+            let prior = host.spec.keep_files.iter().map(String::as_str);
+            // While the observer itself is suspect, nothing is let go of.
+            prior
+                .filter(|digest| {
+                    world.frozen.is_some()
+                        || (wanted.contains_key(digest) && (!host.is_known() || listed.may_have(digest)))
+                })
+                .collect()
+        })
+        .collect();
+    for (digest, copies) in &wanted {
+        let mut sure = 0;
+        let mut others = Vec::new();
+        for (index, host) in world.hosts.iter().enumerate() {
+            if !host.is_known() || !listed[index].files.contains(digest) {
+                continue;
+            }
+            if kept[index].contains(digest) {
+                sure += usize::from(!host.is_draining());
+            } else if kept[index].len() < MAX_KEPT {
+                others.push((host.is_draining(), !uses(host, digest), index));
+            }
+        }
+        others.sort_unstable();
+        for (.., index) in others.into_iter().take(copies.saturating_sub(sure)) {
+            kept[index].insert(digest);
+        }
+    }
+    kept.into_iter().map(|digests| digests.into_iter().map(str::to_owned).collect()).collect()
+}
+
+/// Files that deployments want, and on how many hosts at least.
+fn wanted<'a>(world: &'a World) -> BTreeMap<&'a str, usize> {
+    let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
+    for deployment in &world.deployments {
+        let copies = 1 + deployment.spec.redundancy.host_failures as usize;
+        for file in files(deployment) {
+            let most = wanted.entry(&file.sha256).or_default();
+            *most = copies.max(*most);
+        }
+    }
+    wanted
+}
+
+/// A deployment's files; those known last, while they are being found out or can't be had.
+fn files<'a>(deployment: &'a Wanted) -> &'a [ResolvedFile] {
+    match deployment.model {
+        Model::Resolved(resolved) => &resolved.files,
+        Model::Resolving | Model::Failed(_) => {
+            let model = deployment.prior.and_then(|prior| prior.model.as_ref());
+            model.map_or(&[], |model| &model.files)
+        }
+    }
+}
+
+fn uses(host: &Host, digest: &str) -> bool {
+    host.spec.workloads.iter().flat_map(|workload| &workload.files).any(|file| file.sha256 == digest)
+}
+
+/// What a host's newest report says of its files.
+struct Listed<'a> {
+    files: BTreeSet<&'a str>,
+    /// Whether it lists all that it has.
+    whole: bool,
+}
+
+impl<'a> Listed<'a> {
+    fn of(host: &Host<'a>) -> Self {
+        let weights = host.report.and_then(|report| report.weights.as_ref());
+        let files = weights.map_or(&[][..], |weights| &weights.files);
+        Self {
+            files: files.iter().map(String::as_str).collect(),
+            whole: weights.is_some() && files.len() < MAX_REPORTED,
+        }
+    }
+
+    fn may_have(&self, digest: &str) -> bool {
+        !self.whole || self.files.contains(digest)
+    }
+}

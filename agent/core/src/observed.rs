@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tandem_crds::LastExit;
+use tandem_crds::{LastExit, TransferStatus};
 
 use crate::backoff::restart_delay;
 
@@ -21,6 +21,8 @@ pub struct Observed {
 pub struct Observation {
     /// On disk.
     pub weights: Weights,
+    /// How they come, while they do.
+    pub transfer: Option<TransferStatus>,
     /// For its mTLS port.
     pub credentials: Credentials,
     /// As the runner tells.
@@ -70,6 +72,15 @@ pub enum Weights {
     Doubtful,
     /// Being hashed again.
     Verifying,
+    /// They can't come before somebody else has done something; tried again when that is so, and now and then.
+    Waiting {
+        /// For what: a sentence.
+        why: String,
+        /// Since when.
+        at: Duration,
+        /// How often in a row.
+        failures: u32,
+    },
     /// They could not be fetched.
     Failed {
         /// A sentence.

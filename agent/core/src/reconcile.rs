@@ -183,10 +183,12 @@ fn prepared(plan: &mut Plan, id: &str, observation: &Observation, now: Duration)
     let retry_at = |at: Duration, failures: u32| at.saturating_add(restart_delay(failures));
     let fetch = match observation.weights {
         Weights::Absent => true,
-        Weights::Failed { at, failures, .. } if now >= retry_at(at, failures) => true,
-        Weights::Failed { at, failures, .. } => {
-            plan.wait_until(retry_at(at, failures));
-            false
+        Weights::Failed { at, failures, .. } | Weights::Waiting { at, failures, .. } => {
+            let retry = retry_at(at, failures);
+            if now < retry {
+                plan.wait_until(retry);
+            }
+            now >= retry
         }
         Weights::Doubtful => {
             plan.actions.push(Action::Verify { workload: id.to_owned() });

@@ -47,7 +47,7 @@ fn status(id: &str, listed: u64, observation: &Observation, refusal: Option<&Str
         restarts: observation.restarts,
         last_exit: observation.last_exit.clone(),
         progress,
-        transfer: None,
+        transfer: observation.transfer.filter(|_| matches!(observation.weights, Weights::Fetching { .. })),
         seconds_to_ready: None,
     }
 }
@@ -120,6 +120,7 @@ fn preparing(observation: &Observation) -> Said {
         Weights::Doubtful | Weights::Verifying => {
             return Said::because(Fetching, "a worker could not use the weights: they are hashed again");
         }
+        Weights::Waiting { why, .. } => return Said::because(Fetching, why),
         Weights::Failed { why, .. } => return Said::because(Failed, why),
         Weights::Present => {}
     }
@@ -141,7 +142,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::tests::{spec, workload};
-    use crate::{Ledger, cause, reconcile};
+    use crate::{Amounts, Ledger, Transfer, cause, reconcile};
 
     fn only(observation: Observation) -> WorkloadStatus {
         let spec = spec(1, 1, vec![workload("a", 2, 10)]);
@@ -158,10 +159,17 @@ mod tests {
             (status.state, status.progress)
         };
         assert_eq!(state(&seen), (WorkloadState::Fetching, None));
+        seen.weights = Weights::Waiting { why: "waits for a".to_owned(), at: Duration::ZERO, failures: 1 };
+        let status = only(seen.clone());
+        assert_eq!((status.state, status.message.as_deref()), (WorkloadState::Fetching, Some("waits for a")));
         seen.weights = Weights::Fetching { done: 1, total: 3 };
+        seen.transfer =
+            Some(Transfer::default().look(Duration::ZERO, Amounts { total: 3, ..Amounts::default() }));
         assert_eq!(state(&seen), (WorkloadState::Fetching, Some(33)));
+        assert_eq!(only(seen.clone()).transfer.map(|transfer| transfer.total_bytes), Some(3));
         seen.weights = Weights::Present;
         assert_eq!(state(&seen), (WorkloadState::Starting, None));
+        assert_eq!(only(seen.clone()).transfer, None);
         seen.process = Process::Running { epoch: 2, memory_bytes: 10 };
         seen.endpoint = Some("127.0.0.1:9".to_owned());
         assert_eq!(state(&seen), (WorkloadState::Starting, None));

@@ -28,9 +28,12 @@ pub struct Layout {
 pub struct Host {
     /// Its name.
     pub name: String,
-    data: PathBuf,
+    /// Its agent's data folder.
+    pub data: PathBuf,
     agent: Option<Process>,
     gateway_port: Option<u16>,
+    /// Further arguments of its agent, whenever that is started.
+    arguments: Vec<String>,
 }
 
 impl Host {
@@ -152,7 +155,7 @@ impl Site {
         };
         site.start_operator()?;
         for index in 0..layout.hosts {
-            site.join_host(&format!("host-{}", char::from(b'a' + u8::try_from(index)?)), None)?;
+            site.join_host(&format!("host-{}", char::from(b'a' + u8::try_from(index)?)), None, &[])?;
         }
         for index in 1..=layout.gateways {
             site.add_gateway(&format!("gateway-{index}"), &[])?;
@@ -203,13 +206,22 @@ impl Site {
     /// When the agent can't be started.
     pub fn add_host_with_gateway(&mut self, name: &str) -> Result<()> {
         let port = free_port()?;
-        self.join_host(name, Some(port))
+        self.join_host(name, Some(port), &[])
     }
 
-    fn join_host(&mut self, name: &str, gateway_port: Option<u16>) -> Result<()> {
+    /// Joins a host whose agent gets further arguments, also when it is started again.
+    ///
+    /// # Errors
+    /// When the agent can't be started.
+    pub fn join_host_with(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.join_host(name, None, arguments)
+    }
+
+    fn join_host(&mut self, name: &str, gateway_port: Option<u16>, arguments: &[&str]) -> Result<()> {
         let token = self.join_token("host")?;
         let data = self.dir.path().join(name);
-        let mut host = Host { name: name.to_owned(), data, agent: None, gateway_port };
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut host = Host { name: name.to_owned(), data, agent: None, gateway_port, arguments };
         host.agent = Some(self.agent(&host, Some(&token))?);
         self.hosts.push(host);
         Ok(())
@@ -234,6 +246,7 @@ impl Site {
             command.args(["--gateway-listen", &format!("127.0.0.1:{port}")]);
             command.arg("--gateway-program").arg(self.programs.path("tandem-gateway"));
         }
+        command.args(&host.arguments);
         if let Some(token) = token {
             command.env("TANDEM_JOIN_TOKEN", token);
         }

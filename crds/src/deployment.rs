@@ -291,7 +291,8 @@ pub enum Standby {
     /// Loaded, and serving like every other copy.
     #[default]
     Hot,
-    /// On disk and in the page cache of its host, checked there, and started when a failure calls for it.
+    /// On disk and in the page cache of its host, checked there, and started when a failure calls for it. Its memory is reserved.
+    /// `replicas` copies serve; when a host of one of them is silent for 5 s, a warm one is started in its place.
     Warm,
 }
 
@@ -395,7 +396,7 @@ pub struct InferenceDeploymentStatus {
     pub copies: u32,
     /// Copies that serve.
     pub ready_copies: u32,
-    /// Ready copies of those wanted, such as `2/2`, for tables.
+    /// Copies that serve of those that shall, such as `2/2`, for tables.
     #[schemars(length(max = 32))]
     pub ready: String,
     /// Selects this deployment's workloads, for autoscalers.
@@ -411,7 +412,9 @@ pub struct InferenceDeploymentStatus {
     /// Memory that one copy takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sizing: Option<Sizing>,
-    /// What would answer if `hostFailures` hosts vanished now: `Hot`, `Warm ~N s` or `None`.
+    /// What would answer if `hostFailures` hosts vanished now: `Hot`, `Warm ~N s` or `None`. N is the time in which a silent host
+    /// is noticed and what the slowest warm copy takes to serve, as its host has measured; `Warm, time not measured yet` before
+    /// that.
     #[schemars(length(max = 64))]
     pub cover: String,
     /// Where the copies are.

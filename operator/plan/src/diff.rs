@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tandem_crds::{InferenceHostSpec, WorkloadSpec};
+use tandem_crds::{InferenceHostSpec, WorkloadMode, WorkloadSpec};
 
 use crate::input::Model;
 use crate::keep;
@@ -87,15 +87,20 @@ impl<'a> Draft<'a> {
     }
 
     fn deployment(&mut self, wanted: &Wanted, decision: &Decision) {
-        let changed =
-            |index: usize| decision.stop.iter().chain(&decision.replace).any(|(other, _)| *other == index);
+        let changed = |index: usize| {
+            let mut changes = [&decision.stop, &decision.replace, &decision.promote, &decision.demote]
+                .into_iter()
+                .flatten();
+            changes.any(|(other, _)| *other == index)
+        };
         if let Model::Resolved(resolved) = wanted.model {
             for (index, copy) in wanted.copies.iter().enumerate() {
                 let running = copy.workload;
                 if changed(index) || roll::is_outdated(wanted, resolved, running) {
                     continue;
                 }
-                let revised = roll::workload(wanted, resolved, running.id.clone(), running.epoch);
+                let revised =
+                    roll::workload(wanted, resolved, running.id.clone(), running.epoch, running.mode);
                 if revised != *running {
                     self.put(copy.host, revised);
                     let action =
@@ -111,16 +116,26 @@ impl<'a> Draft<'a> {
                 let copy = &wanted.copies[*index];
                 let id = copy.workload.id.clone();
                 let epoch = self.epoch(&id, copy.host);
-                self.put(copy.host, roll::workload(wanted, resolved, id.clone(), epoch));
+                let mode = mode(decision.warm_replaced.contains(index));
+                self.put(copy.host, roll::workload(wanted, resolved, id.clone(), epoch, mode));
                 let action = Action::Replace { deployment: wanted.key.clone(), workload: id, epoch };
                 self.step(copy.host, action, reason.clone());
             }
-            for (host, reason) in &decision.start {
+            for (number, (host, reason)) in decision.start.iter().enumerate() {
                 let id = self.free_id(&wanted.key.namespace, &wanted.key.name);
                 let epoch = self.epoch(&id, *host);
-                self.put(*host, roll::workload(wanted, resolved, id.clone(), epoch));
+                let mode = mode(decision.warm_starts.contains(&number));
+                let kept = if mode.is_serve() { "" } else { "; it is kept warm" };
+                self.put(*host, roll::workload(wanted, resolved, id.clone(), epoch, mode));
                 let action = Action::Start { deployment: wanted.key.clone(), workload: id, epoch };
-                self.step(*host, action, reason.clone());
+                self.step(*host, action, format!("{reason}{kept}"));
+            }
+        }
+        for (mode, changes) in
+            [(WorkloadMode::Serve, &decision.promote), (WorkloadMode::Warm, &decision.demote)]
+        {
+            for (index, reason) in changes {
+                self.turn(wanted, *index, mode, reason);
             }
         }
         for (index, reason) in &decision.stop {
@@ -138,6 +153,19 @@ impl<'a> Draft<'a> {
                 reason: reason.clone(),
             }
         }));
+    }
+
+    /// A copy serves from now on, or is kept warm: the same copy, of whatever version it is, under a new start number.
+    fn turn(&mut self, wanted: &Wanted, index: usize, mode: WorkloadMode, reason: &str) {
+        let copy = &wanted.copies[index];
+        let (deployment, workload) = (wanted.key.clone(), copy.workload.id.clone());
+        let epoch = self.epoch(&workload, copy.host);
+        self.put(copy.host, WorkloadSpec { epoch, mode, ..copy.workload.clone() });
+        let action = match mode {
+            WorkloadMode::Serve => Action::Promote { deployment, workload, epoch },
+            WorkloadMode::Warm => Action::Demote { deployment, workload, epoch },
+        };
+        self.step(copy.host, action, reason.to_owned());
     }
 
     /// Puts a workload in place of the one of its id, or beside the others.
@@ -184,6 +212,10 @@ impl<'a> Draft<'a> {
         }
         self.diff
     }
+}
+
+fn mode(warm: bool) -> WorkloadMode {
+    if warm { WorkloadMode::Warm } else { WorkloadMode::Serve }
 }
 
 /// `<namespace>-<name>-<number>`; one that is too long for a DNS label is cut, and a hash of the whole keeps it apart.

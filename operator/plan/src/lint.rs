@@ -1,6 +1,8 @@
 //! An independent reading of a plan: what must hold of any plan, checked on the objects themselves, without the planner's own
 //! reasoning. A finding is a bug in the planner; the operator does not apply such a plan.
 
+mod standby;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -34,6 +36,7 @@ pub fn lint(state: &State, observation: &Observation, now: Timestamp, plan: &Pla
     lint.silent_hosts_are_given_time();
     lint.routes_name_what_answers();
     lint.statuses_are_whole();
+    lint.warm_copies_stand_in();
     lint.findings
 }
 
@@ -138,6 +141,8 @@ impl Lint<'_> {
                 .filter_map(|step| match &step.action {
                     Action::Start { workload, .. }
                     | Action::Replace { workload, .. }
+                    | Action::Promote { workload, .. }
+                    | Action::Demote { workload, .. }
                     | Action::Stop { workload, .. } => Some(workload.clone()),
                     Action::Lead { .. } | Action::Revise { .. } => None,
                 })

@@ -63,6 +63,24 @@ pub enum Action {
         /// Its new start number.
         epoch: u64,
     },
+    /// A warm copy is told to serve.
+    Promote {
+        /// Whose.
+        deployment: DeploymentRef,
+        /// Its id, which stays.
+        workload: String,
+        /// Its new start number.
+        epoch: u64,
+    },
+    /// A copy that serves is kept warm from now on.
+    Demote {
+        /// Whose.
+        deployment: DeploymentRef,
+        /// Its id, which stays.
+        workload: String,
+        /// Its new start number.
+        epoch: u64,
+    },
     /// A copy's spec changes in what needs no start.
     Revise {
         /// Whose.
@@ -87,6 +105,8 @@ impl Step {
             Action::Lead { .. } => None,
             Action::Start { deployment, .. }
             | Action::Replace { deployment, .. }
+            | Action::Promote { deployment, .. }
+            | Action::Demote { deployment, .. }
             | Action::Revise { deployment, .. }
             | Action::Stop { deployment, .. } => Some(deployment),
         }
@@ -103,6 +123,12 @@ impl fmt::Display for Step {
             }
             Action::Replace { workload, epoch, .. } => {
                 write!(f, "replace {workload}@{epoch} on {host}: {reason}")
+            }
+            Action::Promote { workload, epoch, .. } => {
+                write!(f, "promote {workload}@{epoch} on {host}: {reason}")
+            }
+            Action::Demote { workload, epoch, .. } => {
+                write!(f, "demote {workload}@{epoch} on {host}: {reason}")
             }
             Action::Revise { workload, .. } => write!(f, "revise {workload} on {host}: {reason}"),
             Action::Stop { workload, .. } => write!(f, "stop {workload} on {host}: {reason}"),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::{
     DeploymentRef, Drain, InferenceDeployment, InferenceDeploymentSpec, InferenceDeploymentStatus,
-    InferenceHostSpec, InferenceHostStatus, WorkloadSpec, WorkloadState, WorkloadStatus,
+    InferenceHostSpec, InferenceHostStatus, WorkloadMode, WorkloadSpec, WorkloadState, WorkloadStatus,
 };
 
 use crate::input::{HostObservation, Model, Observation, State};
@@ -98,6 +98,20 @@ pub(crate) struct Copy<'a> {
 }
 
 impl Copy<'_> {
+    /// Whether it is meant to serve, and not only to be kept warm.
+    pub(crate) fn shall_serve(&self) -> bool {
+        self.workload.mode.is_serve()
+    }
+
+    /// Whether it does what it is there for, as far as a known host says: it serves, or it is warm.
+    pub(crate) fn stands(&self) -> bool {
+        let as_it_shall = match self.workload.mode {
+            WorkloadMode::Serve => WorkloadState::Ready,
+            WorkloadMode::Warm => WorkloadState::Warm,
+        };
+        self.current().is_some_and(|status| status.state == as_it_shall)
+    }
+
     /// Whether it serves, as far as a known host says.
     pub(crate) fn is_ready(&self) -> bool {
         self.current().is_some_and(|status| status.state == WorkloadState::Ready)

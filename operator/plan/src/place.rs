@@ -5,12 +5,19 @@
 //!    as much of it as the hosts allow. The score says where.
 //! 3. Copies that don't count stop once ready ones carry the promise without them; never the last healthy one.
 //! 4. Counted copies that the promise does not need stop, too, those first that serve least.
-//! 5. Where a new version finds no room beside the old one, copies are replaced in their own place, one at a time.
+//! 5. Of copies that count, all serve with `standby: Hot`; with `Warm`, `replicas` of them do, and the others are kept warm:
+//!    see `modes`.
+//! 6. Where a new version finds no room beside the old one, copies are replaced in their own place, one at a time.
+
+mod modes;
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use tandem_crds::InferenceDeploymentSpec;
+
+pub(crate) use modes::SUSPECTED;
 
 use crate::input::{Model, Resolved};
 use crate::parse::{Copy, Host, Presence, Wanted, World};
@@ -30,6 +37,14 @@ pub(crate) struct Decision {
     /// Copies that start again in their own place.
     pub(crate) replace: Vec<(usize, String)>,
     pub(crate) stop: Vec<(usize, String)>,
+    /// Warm copies that serve from now on.
+    pub(crate) promote: Vec<(usize, String)>,
+    /// Copies that serve and are kept warm from now on.
+    pub(crate) demote: Vec<(usize, String)>,
+    /// Which of `start`, by their place in it, are kept warm.
+    pub(crate) warm_starts: BTreeSet<usize>,
+    /// Which of `replace`, by their copy, are kept warm.
+    pub(crate) warm_replaced: BTreeSet<usize>,
     /// Copies that shall go and can't yet.
     pub(crate) waiting: Vec<(usize, String)>,
     /// Why the promise can't be held with these hosts.
@@ -40,7 +55,7 @@ pub(crate) struct Decision {
     pub(crate) blocked: Option<String>,
     /// Copies that count, started ones included.
     pub(crate) counted: u32,
-    /// Whether every counted copy serves and nothing else is left over.
+    /// Whether every counted copy serves or is warm, as it shall, and nothing else is left over.
     pub(crate) settled: bool,
     /// Copies on hosts that are silent, but not yet for so long that they are lost.
     pub(crate) awaited: Vec<(usize, Timestamp)>,
@@ -104,7 +119,9 @@ struct Score<'a> {
 /// Which copy the promise misses least: the least goes first.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Dispensable<'a> {
-    ready: bool,
+    stands: bool,
+    /// Copies of its kind, serving or warm, are no more than there shall be.
+    of_scarce_mode: bool,
     schedulable: bool,
     copies_here: Reverse<u32>,
     workloads_here: Reverse<usize>,
@@ -204,7 +221,8 @@ impl<'a> One<'a> {
                 self.decision.awaited.push((index, since));
             }
         }
-        if resolved.is_some() && self.world.frozen.is_none() {
+        let placing = resolved.is_some() && self.world.frozen.is_none();
+        if placing {
             if self.need == 0 {
                 self.decision.refusal = Some(refusal::unknown_size());
             } else {
@@ -216,6 +234,7 @@ impl<'a> One<'a> {
                 self.explain();
             }
         }
+        self.assign_modes(placing);
         self.decision.outdated = self.roles.contains(&Role::Outdated);
         self.decision.counted = self.counted.iter().sum();
         self.decision.settled = self.is_settled();
@@ -271,24 +290,34 @@ impl<'a> One<'a> {
         survivors(copies, self.failures) >= self.replicas
     }
 
-    /// Copies by host that serve now and are not stopped by this decision.
-    fn ready(&self, but: Option<usize>) -> Vec<u32> {
-        let mut ready = vec![0; self.world.hosts.len()];
-        for (index, copy) in self.wanted.copies.iter().enumerate() {
-            let goes = |(other, _): &(usize, String)| *other == index;
-            let stays = !self.decision.stop.iter().any(goes) && !self.decision.replace.iter().any(goes);
-            if copy.is_ready() && stays && but != Some(index) {
-                ready[copy.host] += 1;
-            }
-        }
-        ready
+    /// Whether this decision ends a copy as it is.
+    fn goes(&self, index: usize) -> bool {
+        self.decision.stop.iter().chain(&self.decision.replace).any(|(other, _)| *other == index)
     }
 
-    /// Outdated copies that don't serve are replaced at once, or stop: nothing is lost by it.
+    /// Copies by host that do now what they are there for, and are not stopped by this decision.
+    fn standing(&self, but: Option<usize>) -> Vec<u32> {
+        let mut standing = vec![0; self.world.hosts.len()];
+        for (index, copy) in self.wanted.copies.iter().enumerate() {
+            if copy.stands() && !self.goes(index) && but != Some(index) {
+                standing[copy.host] += 1;
+            }
+        }
+        standing
+    }
+
+    /// How many of them serve.
+    fn serving(&self, but: Option<usize>) -> u32 {
+        let serves =
+            |(index, copy): &(usize, &Copy)| copy.is_ready() && !self.goes(*index) && but != Some(*index);
+        u32::try_from(self.wanted.copies.iter().enumerate().filter(serves).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Outdated copies that are of no use are replaced at once, or stop: nothing is lost by it.
     fn replace_broken(&mut self) {
         for (index, copy) in self.wanted.copies.iter().enumerate() {
             let host = &self.world.hosts[copy.host];
-            if self.roles[index] != Role::Outdated || copy.is_ready() || !host.is_known() {
+            if self.roles[index] != Role::Outdated || copy.stands() || !host.is_known() {
                 continue;
             }
             self.room.give(copy.host, copy.workload.memory_bytes);
@@ -376,29 +405,29 @@ impl<'a> One<'a> {
         for index in 0..self.wanted.copies.len() {
             let copy = &self.wanted.copies[index];
             let host = &self.world.hosts[copy.host];
-            let done = |(other, _): &(usize, String)| *other == index;
-            if self.decision.stop.iter().chain(&self.decision.replace).any(done) {
+            if self.goes(index) {
                 continue;
             }
-            let without = self.ready(Some(index));
-            let serves = without.iter().sum::<u32>() >= self.replicas;
+            let without = self.standing(Some(index));
+            let serving = self.serving(Some(index));
+            let serves = serving >= self.replicas;
             let (may_go, reason) = match &self.roles[index] {
                 Role::Counted => continue,
                 Role::Lost => (
-                    self.has_promise(&without),
+                    serves && self.has_promise(&without),
                     format!("host {} is lost, and others serve in its place", host.name),
                 ),
                 // The best that is possible without the leaving hosts must be reached; that may be less than the promise.
                 Role::Leaving(reason) => (
-                    !copy.is_ready() && host.is_known() || serves && self.holds(&without, &goal),
+                    !copy.stands() && host.is_known() || serves && self.holds(&without, &goal),
                     reason.clone(),
                 ),
-                Role::Outdated => (self.has_promise(&without), self.version_reason()),
+                Role::Outdated => (serves && self.has_promise(&without), self.version_reason()),
             };
             if may_go {
                 self.decision.stop.push((index, reason));
             } else if self.roles[index] != Role::Lost {
-                let waits = if without.iter().sum::<u32>() == 0 {
+                let waits = if serving == 0 {
                     format!(
                         "{reason}; it goes once another copy is ready, since it is the last one that serves"
                     )
@@ -430,13 +459,16 @@ impl<'a> One<'a> {
         let copy = &self.wanted.copies[index];
         let mut counted = self.counted.clone();
         counted[copy.host] -= 1;
-        self.holds(&counted, goal) && (!copy.is_ready() || self.holds(&self.ready(Some(index)), goal))
+        let serves = || !copy.is_ready() || goal.first().is_none_or(|all| self.serving(Some(index)) >= *all);
+        self.holds(&counted, goal)
+            && (!copy.stands() || self.holds(&self.standing(Some(index)), goal) && serves())
     }
 
     fn dispensable(&self, index: usize) -> Dispensable<'a> {
         let copy = &self.wanted.copies[index];
         Dispensable {
-            ready: copy.is_ready(),
+            stands: copy.stands(),
+            of_scarce_mode: copy.shall_serve() != self.has_surplus_serving(),
             schedulable: self.world.hosts[copy.host].takes_new(),
             copies_here: Reverse(self.counted[copy.host]),
             workloads_here: Reverse(self.crowd[copy.host]),
@@ -460,7 +492,7 @@ impl<'a> One<'a> {
             .copies
             .iter()
             .zip(&self.roles)
-            .all(|(copy, role)| *role != Role::Counted || copy.is_ready());
+            .all(|(copy, role)| *role != Role::Counted || copy.stands());
         if outdated.is_empty() || !quiet || !counted_ready || self.has_promise(&self.counted) {
             return;
         }
@@ -481,7 +513,7 @@ impl<'a> One<'a> {
             }
             return;
         };
-        if self.ready(Some(index)).iter().sum::<u32>() == 0 {
+        if self.serving(Some(index)) == 0 {
             self.decision.blocked = Some(format!(
                 "generation {} needs room for a second copy beside the only one that serves; add a host, or scale to 0 and \
                  back, which interrupts",
@@ -528,8 +560,10 @@ impl<'a> One<'a> {
         decision.start.is_empty()
             && decision.replace.is_empty()
             && decision.stop.is_empty()
+            && decision.promote.is_empty()
+            && decision.demote.is_empty()
             && self.roles.iter().all(|role| *role == Role::Counted)
-            && self.wanted.copies.iter().all(Copy::is_ready)
+            && self.wanted.copies.iter().all(Copy::stands)
             && matches!(self.wanted.model, Model::Resolved(_))
             && !self.wanted.copies.is_empty()
     }

@@ -6,12 +6,18 @@ use crate::input::Resolved;
 use crate::parse::Wanted;
 
 /// The workload that a deployment asks for now.
-pub(crate) fn workload(wanted: &Wanted, resolved: &Resolved, id: String, epoch: u64) -> WorkloadSpec {
+pub(crate) fn workload(
+    wanted: &Wanted,
+    resolved: &Resolved,
+    id: String,
+    epoch: u64,
+    mode: WorkloadMode,
+) -> WorkloadSpec {
     let spec = wanted.spec;
     WorkloadSpec {
         id,
         epoch,
-        mode: WorkloadMode::Serve,
+        mode,
         deployment: wanted.key.clone(),
         model: spec.model.name.clone(),
         source: resolved.source.clone(),
@@ -26,9 +32,9 @@ pub(crate) fn workload(wanted: &Wanted, resolved: &Resolved, id: String, epoch: 
 }
 
 /// Whether a copy must start again to be what its deployment asks for. Where the same bytes come from, how requests are
-/// sampled and what the copy is thought to weigh do not need a start.
+/// sampled and what the copy is thought to weigh do not need a start; whether it serves or is kept warm is no version.
 pub(crate) fn is_outdated(wanted: &Wanted, resolved: &Resolved, running: &WorkloadSpec) -> bool {
-    let now = workload(wanted, resolved, running.id.clone(), running.epoch);
+    let now = workload(wanted, resolved, running.id.clone(), running.epoch, running.mode);
     let as_running = WorkloadSpec {
         source: running.source.clone(),
         sampling: running.sampling.clone(),

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use tandem_crds::{WorkloadSpec, WorkloadState, WorkloadStatus};
+use tandem_crds::{Standby, WorkloadSpec, WorkloadState, WorkloadStatus};
 
 use crate::output::{Replica, Route};
 use crate::parse::{Host, Presence, Wanted, World};
+use crate::place::SUSPECTED;
 
 /// How long a silent host stays in the routes. Gateways see for themselves within milliseconds whether a copy answers;
 /// this bridges a restart of the operator, which hears from its hosts one after the other.
@@ -95,7 +96,7 @@ fn replica(
     })
 }
 
-/// When a silent host will be lost to some deployment, or leave the routes.
+/// When a silent host will be suspected by some deployment, be lost to it, or leave the routes.
 pub(crate) fn wake_at(world: &World) -> Option<Timestamp> {
     let mut moments = Vec::new();
     for host in &world.hosts {
@@ -107,6 +108,9 @@ pub(crate) fn wake_at(world: &World) -> Option<Timestamp> {
         for copy in &wanted.copies {
             if let Presence::Silent { since } = world.hosts[copy.host].presence {
                 moments.push(since + wanted.patience());
+                if wanted.spec.redundancy.standby == Standby::Warm {
+                    moments.push(since + SUSPECTED);
+                }
             }
         }
     }

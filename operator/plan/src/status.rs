@@ -1,23 +1,33 @@
 //! A deployment's status: what is, told by conditions. It speaks of what a plan has seen, not of what it sets in motion,
 //! and of points in time rather than of durations, so that planning again changes nothing.
 
+mod standby;
+
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::condition::{self, DEGRADED, READY, RECONCILING, REDUNDANT, STALLED};
 use tandem_crds::{
     Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus, ModelStatus, PlacementStatus,
-    Recovery, WorkloadState,
+    Recovery, Standby, WorkloadState,
 };
 
 use crate::input::{Model, Observation};
 use crate::parse::{Copy, Presence, Wanted, World};
-use crate::place::{Decision, copies};
+use crate::place::{Decision, SUSPECTED, copies};
 use crate::survive::survivors;
 
 /// A copy on a host that is silent for less than this is presumed to be as it was: a new leader has not heard from
 /// anyone yet, and that is no reason to cry.
 const PRESUMED: SignedDuration = SignedDuration::from_secs(10);
+
+/// With warm copies, one of them serves in its place before that.
+fn presumed(wanted: &Wanted) -> SignedDuration {
+    match wanted.spec.redundancy.standby {
+        Standby::Hot => PRESUMED,
+        Standby::Warm => SUSPECTED,
+    }
+}
 
 /// Most placements in a status, as the API has it.
 const MAX_PLACEMENTS: usize = 64;
@@ -50,39 +60,54 @@ struct View<'a> {
     redundant: bool,
     /// Copies on silent hosts that were ready when last heard.
     perhaps: u32,
+    /// Copies that remain after the worst failures, serving or warm.
     remaining: u32,
+    /// What answers then, and how soon.
+    cover: String,
 }
 
 impl<'a> View<'a> {
     fn of(world: &'a World<'a>, wanted: &'a Wanted<'a>, decision: &'a Decision) -> Self {
-        let mut by_host = vec![0; world.hosts.len()];
+        let mut serving = vec![0; world.hosts.len()];
+        let mut warm = vec![0; world.hosts.len()];
         let mut perhaps = 0;
         for (index, copy) in wanted.copies.iter().enumerate() {
             let lost = decision.lost.contains(&index);
             match world.hosts[copy.host].presence {
-                Presence::Known if copy.is_ready() => by_host[copy.host] += 1,
-                Presence::Silent { since } if !lost && was_ready(world, copy) => {
-                    if world.now.duration_since(since) < PRESUMED {
-                        by_host[copy.host] += 1;
-                    } else {
-                        perhaps += 1;
+                Presence::Known if copy.is_ready() => serving[copy.host] += 1,
+                Presence::Known if copy.stands() => warm[copy.host] += 1,
+                Presence::Silent { since } if !lost && was_standing(world, copy) => {
+                    match (copy.shall_serve(), world.now.duration_since(since) < presumed(wanted)) {
+                        (true, true) => serving[copy.host] += 1,
+                        (true, false) => perhaps += 1,
+                        (false, true) => warm[copy.host] += 1,
+                        (false, false) => {}
                     }
                 }
                 _ => {}
             }
         }
         let (replicas, failures) = (wanted.spec.replicas, wanted.spec.redundancy.host_failures);
-        let remaining = survivors(&by_host, failures);
+        let standing: Vec<u32> = serving.iter().zip(&warm).map(|(serving, warm)| serving + warm).collect();
+        let remaining = survivors(&standing, failures);
+        let cover = if failures == 0 || remaining == 0 {
+            "None".to_owned()
+        } else if survivors(&serving, failures) >= remaining.min(replicas) {
+            "Hot".to_owned()
+        } else {
+            standby::cover(world, wanted)
+        };
         Self {
             world,
             wanted,
             decision,
             replicas,
             failures,
-            ready: by_host.iter().sum(),
+            ready: serving.iter().sum(),
             redundant: remaining >= replicas,
             perhaps,
             remaining,
+            cover,
         }
     }
 
@@ -107,6 +132,11 @@ impl<'a> View<'a> {
             } else {
                 self.decision.counted.max(self.replicas + self.failures)
             };
+        // Of those that are wanted, warm ones need not be ready.
+        let wanted_copies = match self.wanted.spec.redundancy.standby {
+            Standby::Hot => wanted_copies,
+            Standby::Warm => wanted_copies.min(self.replicas),
+        };
         let stalled = self.stalled();
         let conditions = vec![
             self.condition(READY, self.serving()),
@@ -125,7 +155,7 @@ impl<'a> View<'a> {
             endpoint,
             model,
             sizing,
-            cover: if self.failures > 0 && self.remaining > 0 { "Hot" } else { "None" }.to_owned(),
+            cover: self.cover.clone(),
             placements: self.placements(),
             recovery: self.recovery(),
             conditions,
@@ -188,13 +218,8 @@ impl<'a> View<'a> {
             );
             return no("HostSilent", &message);
         }
-        let unready: Vec<String> = self
-            .wanted
-            .copies
-            .iter()
-            .filter(|copy| !copy.is_ready())
-            .map(|copy| self.describe(copy))
-            .collect();
+        let unready: Vec<String> =
+            self.wanted.copies.iter().filter(|copy| !copy.stands()).map(|copy| self.describe(copy)).collect();
         let all_failed = !unready.is_empty() && self.wanted.copies.iter().all(has_failed);
         let reason = if all_failed { "CopiesFailed" } else { "CopiesStarting" };
         let message =
@@ -231,7 +256,9 @@ impl<'a> View<'a> {
                 1 => format!("any host may vanish and {} remain", copies(self.remaining)),
                 failures => format!("any {failures} hosts may vanish and {} remain", copies(self.remaining)),
             };
-            return yes("Covered", message.replace("1 copy remain", "1 copy remains"));
+            let message = message.replace("1 copy remain", "1 copy remains");
+            let soon = if self.cover == "Hot" { String::new() } else { format!(": {}", self.cover) };
+            return yes("Covered", message + &soon);
         }
         self.trouble()
     }
@@ -375,13 +402,12 @@ fn has_failed(copy: &Copy) -> bool {
     copy.current().is_some_and(|status| status.state == WorkloadState::Failed)
 }
 
-/// Whether the last report of a silent host had a copy ready.
-fn was_ready(world: &World, copy: &Copy) -> bool {
+/// Whether the last report of a silent host had a copy ready, or warm if that is what it is for.
+fn was_standing(world: &World, copy: &Copy) -> bool {
+    let as_it_shall = if copy.shall_serve() { WorkloadState::Ready } else { WorkloadState::Warm };
     let report = world.hosts[copy.host].report;
     report.into_iter().flat_map(|report| &report.workloads).any(|status| {
-        status.id == copy.workload.id
-            && status.epoch == copy.workload.epoch
-            && status.state == WorkloadState::Ready
+        status.id == copy.workload.id && status.epoch == copy.workload.epoch && status.state == as_it_shall
     })
 }
 

@@ -5,9 +5,10 @@ mod fleet;
 
 use std::collections::BTreeSet;
 
-use fleet::{Fleet, key, spec};
+use fleet::{Fleet, key, spec, warm};
 use proptest::prelude::*;
 use tandem_crds::WorkloadState;
+use tandem_crds::{InferenceDeploymentSpec, Standby};
 
 /// Copies that remain after the worst `failures` hosts vanish, by trying every set of hosts.
 fn worst_case(copies: &[u32], failures: u32) -> u32 {
@@ -43,6 +44,17 @@ fn fewest(limits: &[u32], replicas: u32, failures: u32) -> Option<u32> {
         .min()
 }
 
+fn wants(standby: Standby, replicas: u32, failures: u32) -> InferenceDeploymentSpec {
+    match standby {
+        Standby::Hot => spec(replicas, failures),
+        Standby::Warm => warm(replicas, failures),
+    }
+}
+
+fn standby() -> impl Strategy<Value = Standby> {
+    prop_oneof![Just(Standby::Hot), Just(Standby::Warm)]
+}
+
 fn names(hosts: usize) -> Vec<String> {
     (0..hosts).map(|host| format!("h{host}")).collect()
 }
@@ -55,28 +67,31 @@ proptest! {
     #[test]
     fn placement_is_what_an_exhaustive_search_finds(
         units in prop::collection::vec(0_u64..7, 1..5),
-        wants in prop::collection::vec((1_u32..4, 0_u32..3, 1_u64..4), 1..3),
+        wants in prop::collection::vec((1_u32..4, 0_u32..3, 1_u64..4, standby()), 1..3),
     ) {
         let mut fleet = Fleet::new();
         let hosts = names(units.len());
         for (host, units) in hosts.iter().zip(&units) {
             fleet.join(host, *units);
         }
-        for (index, (replicas, failures, size)) in wants.iter().enumerate() {
-            fleet.apply(&format!("d{index}"), spec(*replicas, *failures), *size);
+        for (index, (replicas, failures, size, standby)) in wants.iter().enumerate() {
+            fleet.apply(&format!("d{index}"), self::wants(*standby, *replicas, *failures), *size);
         }
         let plans = fleet.settle();
         let stops = |step: &&tandem_plan::Step| matches!(step.action, tandem_plan::Action::Stop { .. });
         let in_vain: Vec<_> = plans.iter().flat_map(|plan| &plan.steps).filter(stops).collect();
         prop_assert!(in_vain.is_empty(), "started in vain: {in_vain:?}");
         let mut left = units.clone();
-        for (index, (replicas, failures, size)) in wants.iter().enumerate() {
+        for (index, (replicas, failures, size, standby)) in wants.iter().enumerate() {
             let name = format!("d{index}");
             let limits: Vec<u32> = left.iter().map(|units| (units / size) as u32).collect();
             let assigned = fleet.assigned(&name);
             let placed: Vec<u32> = hosts.iter().map(|host| assigned[host]).collect();
             prop_assert!(placed.iter().zip(&limits).all(|(placed, limit)| placed <= limit), "{placed:?} of {limits:?}");
             let status = fleet.deployment(&name).status.clone().unwrap();
+            let all = placed.iter().sum::<u32>();
+            let serving = if *standby == Standby::Hot { all } else { all.min(*replicas) };
+            prop_assert_eq!((fleet.serving(&name), status.ready_copies), (serving, serving));
             let redundant = tandem_crds::condition::is_true(&status.conditions, "Redundant");
             match fewest(&limits, *replicas, *failures) {
                 Some(count) => {
@@ -114,7 +129,7 @@ enum Event {
     Cordon(usize),
     Uncordon(usize),
     Drain(usize),
-    Apply(usize, u32, u32, u64),
+    Apply(usize, u32, u32, u64, Standby),
     Requantise(usize, u64),
     Scale(usize, u32),
     Delete(usize),
@@ -135,7 +150,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0_usize..5).prop_map(Event::Cordon),
         1 => (0_usize..5).prop_map(Event::Uncordon),
         1 => (0_usize..5).prop_map(Event::Drain),
-        3 => (0_usize..3, 0_u32..4, 0_u32..3, 1_u64..3).prop_map(|(name, r, f, u)| Event::Apply(name, r, f, u)),
+        3 => (0_usize..3, 0_u32..4, 0_u32..3, 1_u64..3, standby())
+            .prop_map(|(name, r, f, u, s)| Event::Apply(name, r, f, u, s)),
         1 => (0_usize..3, 1_u64..4).prop_map(|(name, units)| Event::Requantise(name, units)),
         2 => (0_usize..3, 0_u32..4).prop_map(|(name, replicas)| Event::Scale(name, replicas)),
         1 => (0_usize..3).prop_map(Event::Delete),
@@ -174,8 +190,8 @@ fn happen(fleet: &mut Fleet, event: &Event, joined: &mut usize) {
         Event::Cordon(index) => host(index).into_iter().for_each(|host| fleet.cordon(&host, true)),
         Event::Uncordon(index) => host(index).into_iter().for_each(|host| fleet.cordon(&host, false)),
         Event::Drain(index) => host(index).into_iter().for_each(|host| fleet.drain(&host)),
-        Event::Apply(name, replicas, failures, units) => {
-            fleet.apply(&format!("d{name}"), spec(*replicas, *failures), *units);
+        Event::Apply(name, replicas, failures, units, standby) => {
+            fleet.apply(&format!("d{name}"), wants(*standby, *replicas, *failures), *units);
         }
         Event::Requantise(name, units) => {
             let name = format!("d{name}");
@@ -238,7 +254,10 @@ proptest! {
             let placed: Vec<u32> = fleet.assigned(name).into_values().collect();
             let (replicas, failures) = (deployment.spec.replicas, deployment.spec.redundancy.host_failures);
             prop_assert_eq!(is("Redundant"), worst_case(&placed, failures) >= replicas, "{}: {:?}", name, placed);
-            prop_assert_eq!(is("Ready"), replicas > 0 && placed.iter().sum::<u32>() > 0);
+            let all = placed.iter().sum::<u32>();
+            prop_assert_eq!(is("Ready"), replicas > 0 && all > 0);
+            let hot = deployment.spec.redundancy.standby == Standby::Hot;
+            prop_assert_eq!(fleet.serving(name), if hot { all } else { all.min(replicas) }, "{}", name);
             prop_assert!(!is("Reconciling") || is("Stalled") || !is("Redundant") , "{}: {:#?}", name, conditions);
             // No copy is there that the promise does not need.
             if is("Redundant") {

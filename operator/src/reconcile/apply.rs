@@ -74,6 +74,8 @@ fn note_of_step(step: &Step) -> Option<EventNote> {
         Action::Lead { .. } => return None,
         Action::Start { workload, .. } => ("Starting", format!("{workload} on {}", step.host)),
         Action::Replace { workload, .. } => ("Replacing", format!("{workload} on {}", step.host)),
+        Action::Promote { workload, .. } => ("Promoting", format!("{workload} on {}", step.host)),
+        Action::Demote { workload, .. } => ("Demoting", format!("{workload} on {}", step.host)),
         Action::Revise { workload, .. } => ("Revising", format!("{workload} on {}", step.host)),
         Action::Stop { workload, .. } => ("Stopping", format!("{workload} on {}", step.host)),
     };

@@ -9,7 +9,8 @@ use kube::core::ObjectMeta;
 use tandem_crds::{
     Context, DeploymentRef, Device, DeviceKind, Drain, HostSelector, InferenceDeployment,
     InferenceDeploymentSpec, InferenceHost, InferenceHostSpec, InferenceHostStatus, Model as ModelSpec,
-    Placement, Redundancy, ResolvedFile, Sizing, WeightsStatus, WorkloadState, WorkloadStatus,
+    Placement, Redundancy, ResolvedFile, Sizing, Standby, WeightsStatus, WorkloadMode, WorkloadState,
+    WorkloadStatus,
 };
 use tandem_plan::{HostObservation, Model, Observation, Plan, Resolved, State, lint, plan};
 
@@ -23,6 +24,8 @@ pub(crate) struct Machine {
     pub(crate) running: BTreeMap<String, (u64, WorkloadState)>,
     /// Digests of files on its disk; none: it has not said.
     pub(crate) files: Option<BTreeSet<String>>,
+    /// What its warm copies say they take to serve.
+    pub(crate) seconds_to_ready: Option<u32>,
 }
 
 pub(crate) struct Fleet {
@@ -55,6 +58,12 @@ pub(crate) fn spec(replicas: u32, host_failures: u32) -> InferenceDeploymentSpec
         sampling: None,
         replicas,
     }
+}
+
+/// The same, with warm copies to cover failures.
+pub(crate) fn warm(replicas: u32, host_failures: u32) -> InferenceDeploymentSpec {
+    let redundancy = Redundancy { host_failures, standby: Standby::Warm, ..Redundancy::default() };
+    InferenceDeploymentSpec { redundancy, ..spec(replicas, host_failures) }
 }
 
 /// A model of which one copy takes `units`, half of it for keys and values.
@@ -102,8 +111,14 @@ impl Fleet {
         host.metadata.labels =
             Some(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect());
         self.state.hosts.push(host);
-        let machine =
-            Machine { alive: true, units, last_heard: self.now, running: BTreeMap::new(), files: None };
+        let machine = Machine {
+            alive: true,
+            units,
+            last_heard: self.now,
+            running: BTreeMap::new(),
+            files: None,
+            seconds_to_ready: Some(7),
+        };
         self.machines.insert(name.to_owned(), machine);
     }
 
@@ -208,7 +223,7 @@ impl Fleet {
             last_exit: None,
             progress: None,
             transfer: None,
-            seconds_to_ready: None,
+            seconds_to_ready: machine.seconds_to_ready.filter(|_| *state == WorkloadState::Warm),
         });
         // What the margin of a sixteenth leaves is just the units, and less than one more.
         let available = machine.units * UNIT * 16 / 15 + 16;
@@ -287,37 +302,46 @@ impl Fleet {
                 .iter()
                 .find(|host| host.metadata.name.as_ref() == Some(name))
                 .map(|host| &host.spec);
-            let wanted: BTreeMap<String, u64> = spec
+            let wanted: BTreeMap<String, (u64, WorkloadState)> = spec
                 .into_iter()
                 .flat_map(|spec| &spec.workloads)
-                .map(|workload| (workload.id.clone(), workload.epoch))
+                .map(|workload| {
+                    let aim = match workload.mode {
+                        WorkloadMode::Serve => WorkloadState::Ready,
+                        WorkloadMode::Warm => WorkloadState::Warm,
+                    };
+                    (workload.id.clone(), (workload.epoch, aim))
+                })
                 .collect();
             let before = machine.running.clone();
             machine.running.retain(|id, (epoch, state)| {
-                *state != WorkloadState::Draining || wanted.get(id) == Some(epoch)
+                *state != WorkloadState::Draining || wanted.get(id).is_some_and(|(now, _)| now == epoch)
             });
             for (id, (epoch, state)) in &mut machine.running {
                 match wanted.get(id) {
-                    Some(now) if now == epoch => {
+                    Some((now, aim)) if now == epoch => {
                         if *state == WorkloadState::Loading {
-                            *state = WorkloadState::Ready;
+                            *state = *aim;
                         }
                     }
-                    Some(now) => {
+                    Some((now, _)) => {
                         assert!(now > epoch, "{id} goes back to epoch {now}");
                         (*epoch, *state) = (*now, WorkloadState::Loading);
                     }
                     None => *state = WorkloadState::Draining,
                 }
             }
-            let ready =
-                |id: &String, epoch: u64| machine.running.get(id) == Some(&(epoch, WorkloadState::Ready));
+            let ready = |id: &String, epoch: u64| {
+                machine.running.get(id).is_some_and(|(now, state)| {
+                    *now == epoch && matches!(state, WorkloadState::Ready | WorkloadState::Warm)
+                })
+            };
             if let Some(files) = &mut machine.files {
                 let workloads = spec.into_iter().flat_map(|spec| &spec.workloads);
                 let here = workloads.filter(|workload| ready(&workload.id, workload.epoch));
                 files.extend(here.flat_map(|workload| &workload.files).map(|file| file.sha256.clone()));
             }
-            for (id, epoch) in wanted {
+            for (id, (epoch, _)) in wanted {
                 machine.running.entry(id).or_insert((epoch, WorkloadState::Loading));
             }
             moved |= before != machine.running;
@@ -367,6 +391,21 @@ impl Fleet {
             }
         }
         panic!("the fleet does not settle: {:#?}", plans.last().map(|plan| &plan.steps));
+    }
+
+    /// Where a deployment's first serving copy is meant to be.
+    pub(crate) fn host_that_serves(&self, name: &str) -> String {
+        let serves = |host: &&InferenceHost| {
+            let mut own = host.spec.workloads.iter().filter(|workload| workload.deployment == key(name));
+            own.any(|workload| workload.mode.is_serve())
+        };
+        self.state.hosts.iter().find(serves).and_then(|host| host.metadata.name.clone()).unwrap()
+    }
+
+    /// How many of a deployment's copies are meant to serve.
+    pub(crate) fn serving(&self, name: &str) -> u32 {
+        let own = self.state.hosts.iter().flat_map(|host| &host.spec.workloads);
+        own.filter(|workload| workload.deployment == key(name) && workload.mode.is_serve()).count() as u32
     }
 
     /// Copies of a deployment on each host, by host name.

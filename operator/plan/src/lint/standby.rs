@@ -1,0 +1,119 @@
+//! What no plan may do to warm copies: serve twice for one loss, leave fewer serving than shall, route to one that is only warm,
+//! or forget the memory that one will need.
+
+use tandem_crds::{InferenceDeployment, Standby, WorkloadMode, WorkloadSpec, WorkloadState};
+
+use super::Lint;
+use crate::input::HostObservation;
+
+/// One workload before and after the plan.
+struct Turn<'a> {
+    host: String,
+    before: &'a WorkloadSpec,
+    after: &'a WorkloadSpec,
+}
+
+impl Turn<'_> {
+    fn is(&self, from: WorkloadMode, to: WorkloadMode) -> bool {
+        (self.before.mode, self.after.mode) == (from, to)
+    }
+}
+
+impl Lint<'_> {
+    pub(super) fn warm_copies_stand_in(&mut self) {
+        let mut findings = Vec::new();
+        for deployment in &self.state.deployments {
+            let name = deployment.metadata.name.as_deref().unwrap_or_default();
+            let turns = self.turns(deployment);
+            let replicas = deployment.spec.replicas as usize;
+            let hot = deployment.spec.redundancy.standby == Standby::Hot;
+            let serving = turns.iter().filter(|turn| self.serves(turn) == Some(true)).count();
+            for turn in turns.iter().filter(|turn| turn.before.mode != turn.after.mode) {
+                let id = &turn.after.id;
+                if turn.before.epoch == turn.after.epoch {
+                    findings.push(format!("{id} changes between serving and warm under one epoch"));
+                }
+                let same_version = turn.before.files == turn.after.files;
+                if same_version && turn.before.memory_bytes != turn.after.memory_bytes {
+                    findings
+                        .push(format!("{id} reserves another memory when it serves than while it is warm"));
+                }
+                if turn.is(WorkloadMode::Serve, WorkloadMode::Warm) && (hot || serving < replicas) {
+                    findings.push(format!("{name} has {serving} copies that serve, and {id} is made warm"));
+                }
+                if turn.is(WorkloadMode::Warm, WorkloadMode::Serve) && !hot {
+                    let alike = turns
+                        .iter()
+                        .filter(|other| other.after.files == turn.after.files)
+                        .collect::<Vec<_>>();
+                    let promoted = alike
+                        .iter()
+                        .filter(|other| other.is(WorkloadMode::Warm, WorkloadMode::Serve))
+                        .count();
+                    let there = alike
+                        .iter()
+                        .filter(|other| {
+                            self.welcomes(deployment, &other.host) && self.serves(other).is_some()
+                        })
+                        .count();
+                    if there + promoted > replicas {
+                        findings
+                            .push(format!("{name} has {there} of {replicas}, and {promoted} are promoted"));
+                    }
+                }
+            }
+        }
+        for replica in self.plan.routes.iter().flat_map(|route| &route.replicas) {
+            let workloads = self.after(&replica.host).into_iter().flat_map(|spec| &spec.workloads);
+            let warm = workloads.filter(|workload| !workload.mode.is_serve());
+            if warm.into_iter().any(|w| (&w.id, w.epoch) == (&replica.workload, replica.epoch)) {
+                findings.push(format!("{} on {} is routed to and only warm", replica.workload, replica.host));
+            }
+        }
+        findings.into_iter().for_each(|finding| self.find(finding));
+    }
+
+    /// A deployment's workloads that stay.
+    fn turns(&self, deployment: &InferenceDeployment) -> Vec<Turn<'_>> {
+        let own = |workload: &&WorkloadSpec| {
+            deployment.metadata.name.as_ref() == Some(&workload.deployment.name)
+                && deployment.metadata.namespace.as_ref() == Some(&workload.deployment.namespace)
+        };
+        let mut turns = Vec::new();
+        for host in self.host_names() {
+            let (Some(old), Some(new)) = (self.stored(&host), self.after(&host)) else { continue };
+            for before in old.workloads.iter().filter(own) {
+                if let Some(after) = new.workloads.iter().find(|other| other.id == before.id) {
+                    turns.push(Turn { host: host.clone(), before, after });
+                }
+            }
+        }
+        turns
+    }
+
+    /// Whether a workload that is left as it is serves (true) or is about to (false); none if neither.
+    fn serves(&self, turn: &Turn) -> Option<bool> {
+        let Some(HostObservation::Known(report)) = self.observation.hosts.get(&turn.host) else {
+            return None;
+        };
+        if !turn.after.mode.is_serve() || turn.before.epoch != turn.after.epoch {
+            return None;
+        }
+        let status =
+            report.workloads.iter().find(|s| (&s.id, s.epoch) == (&turn.before.id, turn.before.epoch));
+        match status.map(|status| (status.state, status.restarts)) {
+            Some((WorkloadState::Ready, _)) => Some(true),
+            None | Some((WorkloadState::Starting | WorkloadState::Loading, 0)) => Some(false),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether a host may keep what it has of a deployment.
+    fn welcomes(&self, deployment: &InferenceDeployment, host: &str) -> bool {
+        let stored = self.state.hosts.iter().find(|stored| stored.metadata.name.as_deref() == Some(host));
+        let labels = stored.and_then(|host| host.metadata.labels.clone()).unwrap_or_default();
+        let selector = deployment.spec.placement.host_selector.clone().unwrap_or_default();
+        stored.is_some_and(|host| host.spec.drain.is_none())
+            && selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}

@@ -5,13 +5,12 @@ use std::num::NonZeroU32;
 
 use tandem_crds::{ResolvedFile, Sampling, WorkloadSpec};
 use tandem_weights::Store;
-use tandem_worker_api::{KvCache, NotASha256, Numerics, SamplingDefaults, Sha256Hex, WeightFile, WorkerSpec};
+use tandem_worker_api::{
+    KvCache, NotASha256, Numerics, SamplingDefaults, Sha256Hex, USUAL_MAX_SEQUENCES, WeightFile, WorkerSpec,
+};
 use thiserror::Error;
 
 use crate::home::WorkloadHome;
-
-/// Sequences computed at once; more wait.
-const MAX_SEQUENCES: NonZeroU32 = NonZeroU32::new(16).expect("16 is not zero");
 
 /// A workload that no worker could run.
 #[derive(Debug, Error)]
@@ -49,7 +48,8 @@ pub(crate) fn worker_spec(
         },
         numerics: Numerics::Exact,
         threads: None,
-        max_sequences: MAX_SEQUENCES,
+        // What `tandem_plan::sizing` sizes a copy for.
+        max_sequences: USUAL_MAX_SEQUENCES,
         sampling: workload.sampling.as_ref().map(sampling).transpose()?.unwrap_or_default(),
         listen,
         credentials_dir: home.identity(),

@@ -11,7 +11,10 @@ use std::sync::atomic::Ordering;
 use sha2::{Digest, Sha256};
 use tandem_engine::files::OpenError;
 use tandem_engine::memory::PlanError;
-use tandem_engine::{Engine, EngineConfig, KvType, MemoryPlan, Mode, ModelFiles, ModelShape, plan};
+use tandem_engine::{
+    Engine, EngineConfig, KvType, MemoryPlan, Mode, ModelFiles, ModelShape, Pool, PoolError, numerics_id,
+    plan,
+};
 use tandem_worker_api::{KvCache, Numerics, Sha256Hex, WeightFile, WorkerExit, batch_rows};
 use thiserror::Error;
 
@@ -45,7 +48,6 @@ impl Purpose {
     /// The same in the engine's words.
     #[must_use]
     pub fn engine_config(&self) -> EngineConfig {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         EngineConfig {
             context_tokens: self.context_tokens,
             pool_tokens: self.pool_tokens,
@@ -57,11 +59,15 @@ impl Purpose {
                 Numerics::Exact => Mode::Exact,
                 Numerics::Reference => Mode::Reference,
             },
-            threads: self.threads.map_or_else(cores, |threads| threads.get() as usize),
             layers: self.layers.clone(),
             max_sequences: self.max_sequences.get(),
             max_batch_rows: batch_rows(self.max_sequences),
         }
+    }
+
+    fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, |threads| threads.get() as usize)
     }
 }
 
@@ -116,6 +122,9 @@ pub enum LoadError {
     /// The machine does not say what it has.
     #[error("how much memory this machine has can't be told: {0}")]
     UnknownMemory(String),
+    /// Threads.
+    #[error("the threads that compute could not be started")]
+    Threads(#[from] PoolError),
     /// The engine.
     #[error("the engine can't load the model")]
     Engine(#[from] tandem_engine::LoadError),
@@ -135,9 +144,7 @@ impl LoadError {
             Self::Plan(PlanError::Config(_)) => WorkerExit::BadSpec,
             Self::Plan(PlanError::TooLarge) | Self::Memory { .. } => WorkerExit::OutOfMemory,
             Self::Plan(_) => WorkerExit::BadWeights,
-            Self::Engine(tandem_engine::LoadError::Threads { .. }) | Self::UnknownMemory(_) => {
-                WorkerExit::Failed
-            }
+            Self::Threads(_) | Self::UnknownMemory(_) => WorkerExit::Failed,
             Self::Engine(_) => WorkerExit::BadWeights,
         }
     }
@@ -147,6 +154,7 @@ impl LoadError {
 pub struct Opened {
     files: ModelFiles,
     config: EngineConfig,
+    threads: usize,
     /// Every byte that the engine would hold.
     pub plan: MemoryPlan,
     /// The model's sizes.
@@ -229,7 +237,7 @@ impl Opened {
         let plan = plan(files.headers(), &config)?;
         let shape = ModelShape::read(files.headers()).map_err(PlanError::from)?;
         let name = files.headers().metadata().find::<&str>("general.name").ok().flatten().map(str::to_owned);
-        Ok(Self { files, config, plan, shape, name })
+        Ok(Self { files, config, threads: purpose.threads(), plan, shape, name })
     }
 
     /// What the engine would be told.
@@ -261,13 +269,14 @@ impl Opened {
             return Err(LoadError::Memory { needed: self.plan.total_bytes, memory });
         }
         let verified = load.total.load(Ordering::Relaxed) > 0;
-        let engine = Engine::load(self.files, self.config, &mut |done, total| {
+        let numerics_id = numerics_id(&self.files, &self.config);
+        let threads = Pool::new(self.threads)?;
+        let engine = Engine::load(self.files, self.config, threads, &mut |done, total| {
             if !verified {
                 load.total.store(total, Ordering::Relaxed);
                 load.done.store(done, Ordering::Relaxed);
             }
         })?;
-        let numerics_id = engine.numerics_id().to_owned();
         Ok(Loaded { model: engine, text: Arc::new(text), numerics_id })
     }
 }

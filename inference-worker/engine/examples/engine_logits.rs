@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
-use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Row};
+use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Pool, Row};
 
 const USAGE: &str = "engine_logits exact|reference FILE TOKEN…";
 
@@ -23,12 +23,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         pool_tokens: count,
         kv_type,
         numerics,
-        threads: 2,
         layers: None,
         max_sequences: 1,
         max_batch_rows: tokens.len().max(1),
     };
-    let mut engine = Engine::load(ModelFiles::open(Path::new(path), "unverified")?, config, &mut |_, _| {})?;
+    let files = ModelFiles::open(Path::new(path), "unverified")?;
+    let mut engine = Engine::load(files, config, Pool::new(2)?, &mut |_, _| {})?;
     engine.reserve(0, count)?;
     let row = |(position, &token): (u32, &u32)| Row { sequence: 0, position, token, wants_logits: true };
     let rows: Vec<Row> = (0..).zip(&tokens).map(row).collect();

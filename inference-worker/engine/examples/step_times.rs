@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Row};
+use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Pool, Row};
 
 const PROMPT: u32 = 256;
 const DECODED: u32 = 64;
@@ -18,12 +18,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         pool_tokens: 512,
         kv_type: KvType::F16,
         numerics: Mode::Exact,
-        threads,
         layers: None,
         max_sequences: 1,
         max_batch_rows: PROMPT as usize,
     };
-    let mut engine = Engine::load(ModelFiles::open(Path::new(&path), "unverified")?, config, &mut |_, _| {})?;
+    let files = ModelFiles::open(Path::new(&path), "unverified")?;
+    let mut engine = Engine::load(files, config, Pool::new(threads)?, &mut |_, _| {})?;
     let (vocab, ticks) = (engine.vocab_size(), AtomicU64::new(0));
     let mut logits = vec![0.0; vocab];
     engine.reserve(0, PROMPT + DECODED)?;

@@ -1,8 +1,8 @@
 //! The working memory of a step: sized once from the shape and the greatest batch, then carved anew in every step.
 
-use tandem_kernels::attention::Scratch;
+use tandem_kernels::attention::{Context, Scratch};
 use tandem_kernels::experts::ExpertGroups;
-use tandem_kernels::{Forms, Mode, QuantisedRows, WeightType};
+use tandem_kernels::{Forms, Mode, Pool, QuantisedRows};
 
 use crate::config::EngineConfig;
 use crate::shape::{Attention, ModelShape};
@@ -30,17 +30,14 @@ pub(crate) struct ArenaSizes {
     /// Choices of experts, and experts; 0 without.
     choices: u64,
     experts: u64,
-    /// Threads, key and value lengths of attention.
-    attention: (u64, u64, u64),
+    /// Key and value lengths of attention.
+    attention: (u64, u64),
+    /// Rows of a step.
+    rows: u64,
 }
 
 impl ArenaSizes {
-    pub(crate) fn new(
-        shape: &ModelShape,
-        config: &EngineConfig,
-        has_experts: bool,
-        types: impl IntoIterator<Item = WeightType>,
-    ) -> Self {
+    pub(crate) fn new(shape: &ModelShape, config: &EngineConfig, has_experts: bool, forms: Forms) -> Self {
         let rows = config.max_batch_rows as u64;
         let per_row = PerRow::of(shape, has_experts);
         let (choices, experts) = match &shape.experts {
@@ -55,11 +52,12 @@ impl ArenaSizes {
             residual: rows.saturating_mul((3 * shape.width + shape.rope.dims) as u64),
             stage: rows.saturating_mul(per_row.attention.max(per_row.feed_forward)),
             quantised: rows.saturating_mul(per_row.quantised),
-            forms: if config.numerics == Mode::Exact { Forms::of(types) } else { Forms::default() },
+            forms: if config.numerics == Mode::Exact { forms } else { Forms::default() },
             indices: rows.saturating_mul(3).saturating_add(choices),
             choices,
             experts,
-            attention: (config.threads as u64, key_len as u64, value_len as u64),
+            attention: (key_len as u64, value_len as u64),
+            rows,
         }
     }
 
@@ -70,8 +68,9 @@ impl ArenaSizes {
         let quantised = count(self.quantised).map(|values| QuantisedRows::bytes(values, self.forms) as u64);
         let groups =
             count(self.choices).map(|choices| ExpertGroups::bytes(choices, self.experts as usize) as u64);
-        let (threads, key_len, value_len) = self.attention;
-        let attention = Scratch::bytes(threads as usize, key_len as usize, value_len as usize);
+        let (key_len, value_len) = self.attention;
+        // For the most threads that a pool may have: the plan is one, whichever host the model comes to.
+        let attention = Scratch::bytes(Pool::MAX_THREADS, key_len as usize, value_len as usize);
         vec![
             region("residual rows", self.residual.saturating_mul(4)),
             region("stages", self.stage.saturating_mul(4)),
@@ -79,6 +78,7 @@ impl ArenaSizes {
             region("indices", self.indices.saturating_mul(4)),
             region("expert groups", groups.unwrap_or(u64::MAX)),
             region("attention", attention as u64),
+            region("contexts", self.rows.saturating_mul(size_of::<Context<'_>>() as u64)),
         ]
     }
 }
@@ -121,21 +121,31 @@ pub(crate) struct Arena {
     pub(crate) indices: Vec<u32>,
     pub(crate) attention: Scratch,
     pub(crate) groups: ExpertGroups,
+    /// Empty between steps.
+    pub(crate) contexts: Vec<Context<'static>>,
 }
 
 impl Arena {
     /// Allocates what [`ArenaSizes::regions`] says. The sizes have been found to fit the address space.
     pub(crate) fn new(sizes: &ArenaSizes) -> Self {
-        let (threads, key_len, value_len) = sizes.attention;
+        let (key_len, value_len) = sizes.attention;
         Self {
             residual: vec![0.0; sizes.residual as usize],
             stage: vec![0.0; sizes.stage as usize],
             quantised: QuantisedRows::with_capacity(sizes.quantised as usize, sizes.forms),
             indices: vec![0; sizes.indices as usize],
-            attention: Scratch::new(threads as usize, key_len as usize, value_len as usize),
+            attention: Scratch::new(Pool::MAX_THREADS, key_len as usize, value_len as usize),
             groups: ExpertGroups::with_capacity(sizes.choices as usize, sizes.experts as usize),
+            contexts: Vec::with_capacity(sizes.rows as usize),
         }
     }
+}
+
+/// Empties what a step looked at and keeps its room for the next one, which will look at other pages: collected in
+/// place, the room changes its lifetime.
+pub(crate) fn emptied<'a>(mut contexts: Vec<Context<'_>>) -> Vec<Context<'a>> {
+    contexts.clear();
+    contexts.into_iter().map(|_| unreachable!("they were cleared")).collect()
 }
 
 /// Cuts pieces of these lengths off the front of a buffer.

@@ -11,7 +11,7 @@ pub const MAX_BATCH_ROWS: usize = 1 << 14;
 /// The most sequences that an engine may be configured for.
 pub const MAX_SEQUENCES: u32 = 1 << 14;
 
-/// How an engine is loaded.
+/// How an engine is loaded. How many threads compute is no part of it: neither bits nor memory depend on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
     /// The longest sequence, in tokens.
@@ -22,8 +22,6 @@ pub struct EngineConfig {
     pub kv_type: KvType,
     /// How activations meet quantised weights.
     pub numerics: Mode,
-    /// Threads that compute.
-    pub threads: usize,
     /// The layers to hold; all where none are given.
     pub layers: Option<Range<u32>>,
     /// Sequences that may hold pages at once.
@@ -64,7 +62,6 @@ impl EngineConfig {
         in_range("pool_tokens", self.pool_tokens.into(), self.context_tokens.into(), 1 << 31)?;
         in_range("max_sequences", self.max_sequences.into(), 1, MAX_SEQUENCES.into())?;
         in_range("max_batch_rows", self.max_batch_rows as u64, 1, MAX_BATCH_ROWS as u64)?;
-        in_range("threads", self.threads as u64, 1, 4096)?;
         let layers = self.layers.clone().unwrap_or(shape.all_layers());
         if layers.is_empty() || layers.end > shape.layers {
             return Err(ConfigError::Layers { first: layers.start, end: layers.end, layers: shape.layers });

@@ -1,20 +1,20 @@
 //! A loaded model: its weights in the mapping, its KV pool, and the step that computes rows.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tandem_kernels::attention::Context;
 use tandem_kernels::embed::embed;
 use tandem_kernels::matmul::matmul;
 use tandem_kernels::norm::rms_norm;
-use tandem_kernels::pool::PoolError;
 use tandem_kernels::rope::{angles, frequencies};
 use tandem_kernels::{Forms, KERNEL_REVISION, KvPool, KvType, Mode, Pool};
 
-use crate::arena::{Arena, carve};
+use crate::arena::{Arena, carve, emptied};
 use crate::config::EngineConfig;
 use crate::decode::{DecodeModel, ForwardError, OutOfPages, Pages, Row, RowFault};
-use crate::files::ModelFiles;
+use crate::files::{FileBytes, ModelFiles};
 use crate::memory::{self, Blueprint, MemoryPlan, PlanError};
 use crate::pages::{PageTable, TOKENS_PER_PAGE};
 use crate::shape::{Attention, ModelShape};
@@ -31,13 +31,6 @@ pub enum LoadError {
     /// A tensor can't be used.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// Threads could not be started.
-    #[error("the threads that compute could not be started")]
-    Threads {
-        /// Why.
-        #[from]
-        source: PoolError,
-    },
 }
 
 /// What a step starts from.
@@ -61,11 +54,10 @@ pub enum Output<'a> {
 /// A model, or a range of its layers, ready to compute.
 #[derive(Debug)]
 pub struct Engine {
-    files: ModelFiles,
+    files: FileBytes,
     shape: ModelShape,
     config: EngineConfig,
-    plan: MemoryPlan,
-    numerics_id: String,
+    held: Range<u32>,
     threads: Pool,
     ends: Ends,
     layers: Vec<Layer>,
@@ -77,19 +69,20 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Allocates what the plan says and reads every weight once, so that the first step finds them in memory.
+    /// Allocates what the plan says and reads every weight once, so that the first step finds them in memory. Of the files
+    /// only the mappings stay.
     ///
     /// `progress` hears bytes read and bytes in all, often enough to show that loading lives.
     pub fn load(
         files: ModelFiles,
         config: EngineConfig,
+        threads: Pool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        let Blueprint { shape, arena: sizes, plan } = Blueprint::draw(files.headers(), &config)?;
-        let threads = Pool::new(config.threads)?;
+        let Blueprint { shape, arena: sizes, plan } = Blueprint::of_runnable(files.headers(), &config)?;
         let finder = Finder { files: &files, shape: &shape };
         let ends = finder.ends(&plan.layers)?;
-        let layers = plan.layers.clone().map(|l| finder.layer(l)).collect::<Result<Vec<_>, _>>()?;
+        let layers = finder.layers(&plan.layers)?;
         read_weights(&files, &plan, progress);
 
         let rope = &shape.rope;
@@ -104,21 +97,15 @@ impl Engine {
             kv: kv.collect(),
             pages: PageTable::new(plan.kv.pages, config.max_sequences, config.context_tokens),
             arena: Arena::new(&sizes),
-            numerics_id: numerics_id(files.weights_digest(), &config),
-            files,
+            files: files.into_bytes(),
             shape,
             config,
-            plan,
+            held: plan.layers,
             threads,
             ends,
             layers,
             frequencies,
         })
-    }
-
-    /// Every byte that the engine holds.
-    pub fn memory(&self) -> &MemoryPlan {
-        &self.plan
     }
 
     /// The model's sizes.
@@ -129,12 +116,6 @@ impl Engine {
     /// What it was loaded for.
     pub fn config(&self) -> &EngineConfig {
         &self.config
-    }
-
-    /// Engines of equal id continue each other's sequences bit for bit: weights digest, back end, kernel revision, tensor
-    /// parallelism, type of the cache and numerics mode.
-    pub fn numerics_id(&self) -> &str {
-        &self.numerics_id
     }
 
     /// [`DecodeModel::forward`] for an engine with any range of layers.
@@ -153,8 +134,8 @@ impl Engine {
 
     fn check(&mut self, rows: &[Row], input: &Input<'_>, output: &Output<'_>) -> Result<(), ForwardError> {
         let range = |reason| ForwardError::LayerRange {
-            first: self.plan.layers.start,
-            end: self.plan.layers.end,
+            first: self.held.start,
+            end: self.held.end,
             layers: self.shape.layers,
             reason,
         };
@@ -214,10 +195,10 @@ impl Engine {
             positions[i] = row.position;
             slots[i] = pages.slot(row.sequence, row.position);
         }
-        let contexts: Vec<Context<'_>> = rows
-            .iter()
-            .map(|row| Context { pages: pages.of(row.sequence), len: row.position as usize + 1 })
-            .collect();
+        let mut contexts: Vec<Context<'_>> = std::mem::take(&mut arena.contexts);
+        contexts.extend(
+            rows.iter().map(|row| Context { pages: pages.of(row.sequence), len: row.position as usize + 1 }),
+        );
         angles(positions, frequencies, 1.0, cos, sin);
         let step = Step {
             threads,
@@ -241,7 +222,7 @@ impl Engine {
             choices,
             groups: &mut arena.groups,
         };
-        threads.run(|| {
+        let not_finite = threads.run(|| {
             match (input, &ends.embedding) {
                 (Input::Activations(values), _) => x.copy_from_slice(values),
                 (Input::Tokens, Some(table)) => embed(threads, &table.view(files), tokens, x),
@@ -271,7 +252,9 @@ impl Engine {
                 }
                 (Output::Logits(_), None) => unreachable!("checked: the engine holds the output matrix"),
             }
-        })
+        });
+        arena.contexts = emptied(contexts);
+        not_finite
     }
 }
 
@@ -336,7 +319,7 @@ fn read_weights(files: &ModelFiles, plan: &MemoryPlan, progress: &mut dyn FnMut(
     for weight in &plan.weights {
         let Some((file, info)) = files.headers().tensor(&weight.name) else { continue };
         let Ok(range) = info.range_in_memory() else { continue };
-        for stride in files.bytes(file)[range].chunks(STRIDE) {
+        for stride in files.bytes().of(file)[range].chunks(STRIDE) {
             black_box(stride.iter().step_by(PAGE).fold(0u8, |sum, byte| sum.wrapping_add(*byte)));
             done += stride.len() as u64;
             progress(done, plan.weight_bytes);
@@ -344,7 +327,10 @@ fn read_weights(files: &ModelFiles, plan: &MemoryPlan, progress: &mut dyn FnMut(
     }
 }
 
-fn numerics_id(weights_digest: &str, config: &EngineConfig) -> String {
+/// Engines of equal id continue each other's sequences bit for bit: weights digest, back end, kernel revision, tensor
+/// parallelism, type of the cache and numerics mode.
+pub fn numerics_id(files: &ModelFiles, config: &EngineConfig) -> String {
+    let weights_digest = files.weights_digest();
     let kv = match config.kv_type {
         KvType::F32 => "f32",
         KvType::F16 => "f16",

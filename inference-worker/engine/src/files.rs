@@ -52,8 +52,26 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct ModelFiles {
     headers: ShardSet,
-    maps: Vec<MappedFile>,
+    bytes: FileBytes,
     weights_digest: String,
+}
+
+/// The bytes of all files of one model: what stays of it once its weights are found.
+#[derive(Debug)]
+pub(crate) struct FileBytes {
+    maps: Vec<MappedFile>,
+}
+
+impl FileBytes {
+    /// Those of file `file`, counted from 0.
+    pub(crate) fn of(&self, file: usize) -> &[u8] {
+        self.maps[file].as_slice()
+    }
+
+    /// What remembering so many mappings takes.
+    pub(crate) fn allocated(files: usize) -> u64 {
+        (files * size_of::<MappedFile>()) as u64
+    }
 }
 
 impl ModelFiles {
@@ -79,13 +97,13 @@ impl ModelFiles {
             let map = MappedFile::open(path)?;
             let header = Header::parse(map.as_slice(), map.len() as u64)
                 .map_err(|source| OpenError::Header { path: path.clone(), source })?;
-            maps.push(map);
+            maps.push(map.without_path());
             headers.push(header);
         }
         let first = paths.first().cloned().unwrap_or_default();
         let headers =
             ShardSet::assemble(headers).map_err(|source| OpenError::Shards { path: first, source })?;
-        Ok(Self { headers, maps, weights_digest: weights_digest.into() })
+        Ok(Self { headers, bytes: FileBytes { maps }, weights_digest: weights_digest.into() })
     }
 
     /// What the files say about themselves.
@@ -98,8 +116,12 @@ impl ModelFiles {
         &self.weights_digest
     }
 
-    /// The bytes of file `file`, counted from 0.
-    pub(crate) fn bytes(&self, file: usize) -> &[u8] {
-        self.maps[file].as_slice()
+    pub(crate) fn bytes(&self) -> &FileBytes {
+        &self.bytes
+    }
+
+    /// Drops the headers, which name every tensor and token of the model and are of no use once it is loaded.
+    pub(crate) fn into_bytes(self) -> FileBytes {
+        self.bytes
     }
 }

@@ -9,7 +9,7 @@
 //! use std::path::Path;
 //! use std::sync::atomic::AtomicU64;
 //!
-//! use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Row};
+//! use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Pool, Row};
 //!
 //! let files = ModelFiles::open(Path::new("model-00001-of-00004.gguf"), "sha256:…")?;
 //! let config = EngineConfig {
@@ -17,13 +17,13 @@
 //!     pool_tokens: 16_384,
 //!     kv_type: KvType::F16,
 //!     numerics: Mode::Exact,
-//!     threads: 8,
 //!     layers: None,
 //!     max_sequences: 16,
 //!     max_batch_rows: 256,
 //! };
 //! println!("{} bytes", tandem_engine::plan(files.headers(), &config)?.total_bytes);
-//! let mut engine = Engine::load(files, config, &mut |done, total| println!("{done} of {total}"))?;
+//! let threads = Pool::new(8)?;
+//! let mut engine = Engine::load(files, config, threads, &mut |done, total| println!("{done} of {total}"))?;
 //!
 //! engine.reserve(0, 1)?;
 //! let mut logits = vec![0.0; engine.vocab_size()];
@@ -52,8 +52,9 @@ mod weights;
 
 pub use config::EngineConfig;
 pub use decode::{DecodeModel, ForwardError, OutOfPages, Pages, Row};
-pub use engine::{Engine, Input, LoadError, Output};
+pub use engine::{Engine, Input, LoadError, Output, numerics_id};
 pub use files::ModelFiles;
-pub use memory::{MemoryPlan, plan};
+pub use memory::{MemoryPlan, plan, size};
 pub use shape::ModelShape;
-pub use tandem_kernels::{KvType, Mode};
+pub use tandem_kernels::pool::PoolError;
+pub use tandem_kernels::{KvType, Mode, Pool};

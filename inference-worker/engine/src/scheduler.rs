@@ -131,6 +131,7 @@ impl<M: DecodeModel> Scheduler<M> {
                 return Err(Unusable::Zero(name));
             }
         }
+        let (rows, logits) = (model.max_batch_rows(), active * model.vocab_size());
         Ok(Self {
             model,
             limits: Limits { active, ..limits },
@@ -139,8 +140,8 @@ impl<M: DecodeModel> Scheduler<M> {
             draining: false,
             active: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            rows: Vec::new(),
-            logits: Vec::new(),
+            rows: Vec::with_capacity(rows),
+            logits: Vec::with_capacity(logits),
             draw_shift: 0,
         })
     }

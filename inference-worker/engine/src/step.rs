@@ -7,7 +7,7 @@ use tandem_kernels::rope::Layout;
 use tandem_kernels::{KvPool, Mode, Pool, QuantisedRows};
 
 use crate::feed_forward;
-use crate::files::ModelFiles;
+use crate::files::FileBytes;
 use crate::grouped;
 use crate::mla;
 use crate::shape::{Attention, ModelShape};
@@ -17,7 +17,7 @@ use crate::weights::{AttentionWeights, FeedForwardWeights, Layer};
 #[derive(Clone, Copy)]
 pub(crate) struct Step<'a> {
     pub(crate) threads: &'a Pool,
-    pub(crate) files: &'a ModelFiles,
+    pub(crate) files: &'a FileBytes,
     pub(crate) mode: Mode,
     /// Rows of the step.
     pub(crate) rows: usize,

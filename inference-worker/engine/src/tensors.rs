@@ -200,7 +200,8 @@ pub fn check_no_other(
     Ok(())
 }
 
-/// Checks that every tensor of the list is there, of the right dimensions and a usable type.
+/// Checks that every tensor of the list is there, of the right dimensions, and f32 where nothing else is read. Whether the
+/// kernels compute a matrix's type is [`check_computed`]'s question.
 pub fn check<'a>(headers: &'a ShardSet, specs: &[TensorSpec]) -> Result<Vec<&'a TensorInfo>, TensorError> {
     let check = |spec: &TensorSpec| {
         let name = || spec.name.clone();
@@ -215,11 +216,19 @@ pub fn check<'a>(headers: &'a ShardSet, specs: &[TensorSpec]) -> Result<Vec<&'a 
             Role::Vector if info.ty != GgmlType::F32 => {
                 Err(TensorError::NotF32 { name: name(), found: info.ty.name() })
             }
-            Role::Vector => Ok(info),
-            Role::Matrix => WeightType::from_ggml(info.ty.id())
-                .map(|_| info)
-                .map_err(|source| TensorError::Unsupported { name: name(), source }),
+            Role::Vector | Role::Matrix => Ok(info),
         }
     };
     specs.iter().map(check).collect()
+}
+
+/// Checks that the kernels compute the type of every matrix of the list.
+pub fn check_computed(headers: &ShardSet, specs: &[TensorSpec]) -> Result<(), TensorError> {
+    for spec in specs.iter().filter(|spec| spec.role == Role::Matrix) {
+        let missing = || TensorError::Missing { name: spec.name.clone() };
+        let (_, info) = headers.tensor(&spec.name).ok_or_else(missing)?;
+        WeightType::from_ggml(info.ty.id())
+            .map_err(|source| TensorError::Unsupported { name: spec.name.clone(), source })?;
+    }
+    Ok(())
 }

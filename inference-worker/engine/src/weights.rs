@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use tandem_kernels::{WeightMatrix, WeightStack, WeightType};
 
-use crate::files::ModelFiles;
+use crate::files::{FileBytes, ModelFiles};
 use crate::shape::{Attention, Experts, ModelShape};
 use crate::tensors::TensorError;
 
@@ -26,18 +26,18 @@ impl Matrix {
         self.ty
     }
 
-    pub(crate) fn view<'a>(&self, files: &'a ModelFiles) -> WeightMatrix<'a> {
+    pub(crate) fn view<'a>(&self, files: &'a FileBytes) -> WeightMatrix<'a> {
         WeightMatrix::new(self.ty, self.rows, self.cols, self.bytes(files))
             .expect("the header gives a tensor the bytes of its dimensions")
     }
 
-    pub(crate) fn stack<'a>(&self, files: &'a ModelFiles) -> WeightStack<'a> {
+    pub(crate) fn stack<'a>(&self, files: &'a FileBytes) -> WeightStack<'a> {
         WeightStack::new(self.ty, self.count, self.rows, self.cols, self.bytes(files))
             .expect("the header gives a tensor the bytes of its dimensions")
     }
 
-    pub(crate) fn bytes<'a>(&self, files: &'a ModelFiles) -> &'a [u8] {
-        &files.bytes(self.file)[self.range.clone()]
+    pub(crate) fn bytes<'a>(&self, files: &'a FileBytes) -> &'a [u8] {
+        &files.of(self.file)[self.range.clone()]
     }
 }
 
@@ -126,7 +126,7 @@ impl GateUp {
         }
     }
 
-    pub(crate) fn views<'a>(&self, files: &'a ModelFiles) -> (WeightStack<'a>, WeightStack<'a>) {
+    pub(crate) fn views<'a>(&self, files: &'a FileBytes) -> (WeightStack<'a>, WeightStack<'a>) {
         match self {
             Self::Apart(gate, up) => (gate.stack(files), up.stack(files)),
             Self::Fused(both) => {
@@ -136,6 +136,11 @@ impl GateUp {
             }
         }
     }
+}
+
+/// What remembering where the weights of these layers lie takes, beside the values that are copied.
+pub(crate) fn places(layers: usize, with_experts: usize) -> u64 {
+    (layers * size_of::<Layer>() + with_experts * size_of::<ExpertWeights>()) as u64
 }
 
 /// Finds the weights of tensors that [`tensors::check`](crate::tensors::check) has accepted.
@@ -160,7 +165,17 @@ impl Finder<'_> {
         })
     }
 
-    pub(crate) fn layer(&self, layer: u32) -> Result<Layer, TensorError> {
+    /// Each of these layers.
+    pub(crate) fn layers(&self, layers: &Range<u32>) -> Result<Vec<Layer>, TensorError> {
+        // A collected result would grow as it goes, and end with more room than it needs.
+        let mut found = Vec::with_capacity(layers.len());
+        for layer in layers.clone() {
+            found.push(self.layer(layer)?);
+        }
+        Ok(found)
+    }
+
+    fn layer(&self, layer: u32) -> Result<Layer, TensorError> {
         let matrix = |name: &str| self.matrix(&format!("blk.{layer}.{name}.weight"));
         let vector = |name: &str| self.vector(&format!("blk.{layer}.{name}"));
         let gated = |suffix: &str| -> Result<Gated, TensorError> {
@@ -233,7 +248,7 @@ impl Finder<'_> {
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, TensorError> {
         let matrix = self.matrix(name)?;
-        let bytes = matrix.bytes(self.files).as_chunks::<4>().0;
+        let bytes = matrix.bytes(self.files.bytes()).as_chunks::<4>().0;
         Ok(bytes.iter().map(|&b| f32::from_le_bytes(b)).collect())
     }
 }

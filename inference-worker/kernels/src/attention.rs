@@ -62,9 +62,9 @@ impl Scratch {
         Self { threads: (0..threads.max(1)).map(|_| Mutex::new(vec![0.0; values])).collect() }
     }
 
-    /// The bytes that `new` allocates for values.
+    /// The bytes that `new` allocates.
     pub fn bytes(threads: usize, key_len: usize, value_len: usize) -> usize {
-        threads.max(1) * scratch_values(key_len, value_len) * 4
+        threads.max(1) * (scratch_values(key_len, value_len) * 4 + size_of::<Mutex<Vec<f32>>>())
     }
 }
 

@@ -103,9 +103,15 @@ impl MappedFile {
         self.map.len()
     }
 
-    /// The path it was opened by.
+    /// The path it was opened by, unless it was dropped.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same without the path in memory.
+    #[must_use]
+    pub fn without_path(self) -> Self {
+        Self { path: PathBuf::new(), ..self }
     }
 
     /// Tells the system how the whole file will be read. A refused hint costs speed only, so the caller may log it and

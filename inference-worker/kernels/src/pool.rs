@@ -23,11 +23,16 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads; 0 and 1 compute on the caller's thread instead.
+    /// The most threads of a pool. What they need beside each other is planned for so many, on whichever host a model is
+    /// loaded, and more of them would wait for the same memory.
+    pub const MAX_THREADS: usize = 256;
+
+    /// Starts `threads` threads, [`Pool::MAX_THREADS`] at most; 0 and 1 compute on the caller's thread instead.
     pub fn new(threads: usize) -> Result<Self, PoolError> {
         if threads <= 1 {
             return Ok(Self::inline());
         }
+        let threads = threads.min(Self::MAX_THREADS);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("compute-{index}"))

@@ -21,6 +21,8 @@
 //!   [`Model::Resolving`] until files and sizing are known again.
 //! - Plans rest on one consistent reading: on a write conflict, throw the plan away and plan again.
 //!
+//! [`sizing`] says what a copy takes; it is asked before a plan is made.
+//!
 //! Rooms, in the order in which a plan passes through them: `parse` (objects → a world without illegal values), `size`
 //! (bytes), `place` (which copies start and stop, deployment by deployment, oldest first), `diff` (host specs and steps),
 //! `keep` (files that stay on disks), `status` (conditions) and `route`. [`lint()`] checks a plan by its own reading of the rules.
@@ -37,6 +39,7 @@ mod refusal;
 mod roll;
 mod route;
 mod size;
+pub mod sizing;
 mod status;
 pub mod supply;
 mod survive;

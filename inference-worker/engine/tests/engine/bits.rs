@@ -7,7 +7,9 @@ use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, Row};
 use tandem_reference::Reference;
 use tandem_reference::dense::Dense;
 
-use crate::support::{bits, config, exact, forward, in_chunks, load, mixed_file, rows, small_kimi, tokens};
+use crate::support::{
+    bits, config, exact, forward, in_chunks, load, load_with, mixed_file, rows, small_kimi, tokens,
+};
 
 /// More than a chunk of attention, so that parts are merged.
 const PROMPT: usize = 290;
@@ -46,7 +48,7 @@ fn the_number_of_threads_changes_no_bit() {
     for shape in shapes() {
         let file = file(shape.as_ref());
         let run = |threads| {
-            let mut engine = load(&file, EngineConfig { threads, ..exact() });
+            let mut engine = load_with(threads, &file, exact());
             (
                 bits(&in_chunks(&mut engine, &tokens[..64], 64)),
                 bits(&forward_at(&mut engine, 64, &tokens[64..])),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use tandem_engine::{DecodeModel, Engine, ForwardError, ModelFiles, plan};
+use tandem_engine::{DecodeModel, Engine, ForwardError, ModelFiles, Pool, plan};
 use tandem_gguf::{GgmlType, Value, Writer};
 use tandem_reference::Reference;
 use tandem_reference::deepseek2::Deepseek2;
@@ -65,7 +65,8 @@ impl Draft {
 }
 
 fn refusal(file: &[u8]) -> String {
-    let error = Engine::load(files(file), config(), &mut |_, _| {}).expect_err("the model is broken");
+    let error =
+        Engine::load(files(file), config(), Pool::inline(), &mut |_, _| {}).expect_err("the model is broken");
     let mut message = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
@@ -228,7 +229,8 @@ fn no_value_of_any_key_brings_the_engine_down() {
         for key in shape.metadata().iter().filter_map(own) {
             for value in &values {
                 let file = Draft::of(shape).set(&key, value.clone()).writer().finish().unwrap();
-                let Ok(mut engine) = Engine::load(files(&file), config(), &mut |_, _| {}) else {
+                let Ok(mut engine) = Engine::load(files(&file), config(), Pool::inline(), &mut |_, _| {})
+                else {
                     refused += 1;
                     continue;
                 };
@@ -309,7 +311,7 @@ fn a_model_in_several_files_is_one_model() {
         plan(single.headers(), &config()).unwrap().total_bytes
     );
     let run = |files| {
-        let mut engine = Engine::load(files, config(), &mut |_, _| {}).unwrap();
+        let mut engine = Engine::load(files, config(), Pool::inline(), &mut |_, _| {}).unwrap();
         crate::support::bits(&crate::support::in_chunks(&mut engine, &[1, 2, 3], 3))
     };
     assert_eq!(run(split), run(single));

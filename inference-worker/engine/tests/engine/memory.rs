@@ -66,7 +66,6 @@ fn served(context_tokens: u32) -> EngineConfig {
         pool_tokens: context_tokens,
         kv_type: KvType::F16,
         numerics: Mode::Exact,
-        threads: 16,
         layers: None,
         max_sequences: 8,
         max_batch_rows: 512,
@@ -114,7 +113,6 @@ fn every_setting_outside_its_range_is_refused_by_name() {
         (EngineConfig { pool_tokens: 100, ..served.clone() }, "pool_tokens"),
         (EngineConfig { max_sequences: 0, ..served.clone() }, "max_sequences"),
         (EngineConfig { max_batch_rows: 0, ..served.clone() }, "max_batch_rows"),
-        (EngineConfig { threads: 0, ..served.clone() }, "threads"),
         (EngineConfig { layers: Some(60..62), ..served.clone() }, "60..62"),
         (EngineConfig { layers: Some(3..3), ..served.clone() }, "3..3"),
     ];

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use tandem_engine::decode::RowFault;
-use tandem_engine::{DecodeModel, Engine, EngineConfig, ForwardError, OutOfPages, Row};
+use tandem_engine::{DecodeModel, Engine, EngineConfig, ForwardError, OutOfPages, Pool, Row, plan};
 use tandem_gguf::GgmlType;
 use tandem_reference::Reference;
 use tandem_reference::deepseek2::Deepseek2;
@@ -125,8 +125,8 @@ fn loading_tells_its_progress_to_the_last_byte() {
     let file = random_file(&Deepseek2::minute(), 1);
     let mut told = Vec::new();
     let files = crate::support::files(&file);
-    let engine = Engine::load(files, config(), &mut |done, total| told.push((done, total))).unwrap();
-    let total = engine.memory().weight_bytes;
+    let total = plan(files.headers(), &config()).unwrap().weight_bytes;
+    Engine::load(files, config(), Pool::inline(), &mut |done, total| told.push((done, total))).unwrap();
     assert_eq!(told.first(), Some(&(0, total)));
     assert_eq!(told.last(), Some(&(total, total)));
     assert!(told.is_sorted());

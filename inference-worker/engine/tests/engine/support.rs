@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Row};
+use tandem_engine::{DecodeModel, Engine, EngineConfig, KvType, Mode, ModelFiles, Pool, Row};
 use tandem_gguf::GgmlType;
 use tandem_kernels::WeightType;
 use tandem_kernels::blocks::quantise;
@@ -19,7 +19,6 @@ pub(crate) fn config() -> EngineConfig {
         pool_tokens: 1024,
         kv_type: KvType::F32,
         numerics: Mode::Reference,
-        threads: 2,
         layers: None,
         max_sequences: 4,
         max_batch_rows: 128,
@@ -58,7 +57,11 @@ pub(crate) fn files(bytes: &[u8]) -> ModelFiles {
 }
 
 pub(crate) fn load(bytes: &[u8], config: EngineConfig) -> Engine {
-    Engine::load(files(bytes), config, &mut |_, _| {}).unwrap()
+    load_with(2, bytes, config)
+}
+
+pub(crate) fn load_with(threads: usize, bytes: &[u8], config: EngineConfig) -> Engine {
+    Engine::load(files(bytes), config, Pool::new(threads).unwrap(), &mut |_, _| {}).unwrap()
 }
 
 /// A model whose matrices have the given type wherever their rows are whole blocks of it.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tandem_engine::{Engine, EngineConfig, ModelFiles};
+use tandem_engine::{Engine, EngineConfig, ModelFiles, Pool};
 
 use crate::support::{config, exact, in_chunks};
 
@@ -29,7 +29,7 @@ fn int8_activations_hardly_change_what_a_trained_model_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/tiny-kimi/tiny-kimi-Q4_K_M.gguf");
     let run = |config: EngineConfig| {
         let files = ModelFiles::open(&path, "unverified").unwrap();
-        let mut engine = Engine::load(files, config, &mut |_, _| {}).unwrap();
+        let mut engine = Engine::load(files, config, Pool::new(2).unwrap(), &mut |_, _| {}).unwrap();
         let vocab = engine.shape().vocab;
         let logits = in_chunks(&mut engine, &STORY, STORY.len());
         logits.chunks_exact(vocab).map(log_probabilities).collect::<Vec<_>>()

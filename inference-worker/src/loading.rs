@@ -15,7 +15,7 @@ use tandem_engine::{
     Engine, EngineConfig, KvType, MemoryPlan, Mode, ModelFiles, ModelShape, Pool, PoolError, numerics_id,
     plan,
 };
-use tandem_worker_api::{KvCache, Numerics, Sha256Hex, WeightFile, WorkerExit, batch_rows};
+use tandem_worker_api::{KvCache, Numerics, Sha256Hex, WeightFile, WorkerExit, WorkerSpec, batch_rows};
 use thiserror::Error;
 
 use crate::model_text::{ModelText, TextError};
@@ -45,6 +45,20 @@ pub struct Purpose {
 }
 
 impl Purpose {
+    /// What a spec asks for.
+    #[must_use]
+    pub fn of(spec: &WorkerSpec) -> Self {
+        Self {
+            context_tokens: spec.context_tokens.get(),
+            pool_tokens: spec.pool_tokens.get(),
+            kv_cache: spec.kv_cache,
+            numerics: spec.numerics,
+            threads: spec.threads,
+            max_sequences: spec.max_sequences,
+            layers: None,
+        }
+    }
+
     /// The same in the engine's words.
     #[must_use]
     pub fn engine_config(&self) -> EngineConfig {

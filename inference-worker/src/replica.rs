@@ -121,7 +121,7 @@ pub async fn run(args: &ReplicaArgs) -> Result<(), ReplicaError> {
     let spec = WorkerSpec::parse(&json)?;
     let settings = Settings::of(&spec, Duration::from_secs(args.grace_seconds));
     let trust = args.trust_digest;
-    let (weights, purpose) = (spec.files.clone(), purpose(&spec));
+    let (weights, purpose) = (spec.files.clone(), Purpose::of(&spec));
     let port = Port::open(&spec.credentials_dir, spec.listen).await?;
     let (worker, ended) = Worker::start(settings, move |load| {
         let digest = if trust { weights_digest(&weights) } else { verify(&weights, load)? };
@@ -231,18 +231,6 @@ async fn drain_for(worker: &Worker, deadline: Duration) {
     match worker.drain(deadline).await {
         Ok(moved) => tracing::info!(moved, "drained"),
         Err(error) => tracing::warn!(%error, "could not drain"),
-    }
-}
-
-fn purpose(spec: &WorkerSpec) -> Purpose {
-    Purpose {
-        context_tokens: spec.context_tokens.get(),
-        pool_tokens: spec.pool_tokens.get(),
-        kv_cache: spec.kv_cache,
-        numerics: spec.numerics,
-        threads: spec.threads,
-        max_sequences: spec.max_sequences,
-        layers: None,
     }
 }
 

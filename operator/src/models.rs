@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tandem_crds::{InferenceDeploymentSpec, KvCache, ListedFile, ModelStatus, ResolvedFile, Sizing};
-use tandem_engine::memory;
-use tandem_engine::{EngineConfig, KvType, Mode};
+use tandem_crds::{Context, InferenceDeploymentSpec, KvCache, ListedFile, ModelStatus, ResolvedFile, Sizing};
 use tandem_gguf::ShardSet;
+use tandem_plan::sizing;
 use tandem_sources::{Access, Resolved, Source};
 use tandem_store::{Store, StoreError};
 use tokio::sync::Semaphore;
@@ -30,12 +29,6 @@ const LONGEST: Duration = Duration::from_secs(6 * 3600);
 /// Wait after a first failure, doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_secs(300);
-/// What workers run with where a manifest doesn't say: sequences at once, and rows of a step, which are those of a prompt's
-/// piece and one for each sequence.
-const MAX_SEQUENCES: u32 = 16;
-const MAX_BATCH_ROWS: usize = 128 + MAX_SEQUENCES as usize;
-/// Working memory grows with a host's threads, which differ: more than hosts have, so that a copy takes at most what is said.
-const MOST_THREADS: usize = 256;
 
 /// What the files of a model are.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -51,6 +44,16 @@ struct Load {
     context_tokens: u32,
     pool_tokens: u32,
     f32_cache: bool,
+}
+
+impl Load {
+    fn context(&self) -> Context {
+        Context {
+            tokens: self.context_tokens,
+            pool_tokens: Some(self.pool_tokens),
+            kv_cache: if self.f32_cache { KvCache::F32 } else { KvCache::F16 },
+        }
+    }
 }
 
 type Question = (Files, Load);
@@ -71,6 +74,8 @@ pub(crate) enum Knowledge {
 pub(crate) struct Answer {
     pub(crate) model: ModelStatus,
     pub(crate) sizing: Sizing,
+    /// Types of its tensors that this release doesn't compute. Not kept in the store: the next release may.
+    pub(crate) lacking: Vec<String>,
 }
 
 /// As the store keeps it: the files, and the sizes for each way that they were loaded.
@@ -225,7 +230,7 @@ async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) ->
     if let Some(saved) = &saved
         && let Some((_, sizing)) = saved.sizings.iter().find(|(known, _)| known == load)
     {
-        return Ok(Answer { model: saved.model.clone(), sizing: *sizing });
+        return Ok(Answer { model: saved.model.clone(), sizing: *sizing, lacking: Vec::new() });
     }
     let _turn = models.at_once.acquire().await.map_err(|_| "the operator is ending".to_owned())?;
     let source: Source =
@@ -243,12 +248,15 @@ async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) ->
             files.source
         ));
     }
-    let config = engine_config(load);
-    let (model, sizing) = tokio::task::spawn_blocking(move || size(resolved, &config))
+    let context = load.context();
+    let answer = tokio::task::spawn_blocking(move || size(resolved, &context))
         .await
         .map_err(|_| "the model's headers could not be read: see the operator's log".to_owned())??;
-    remember(&*cluster.store, &key, &model, load, sizing).await.map_err(|error| chain(&error))?;
-    Ok(Answer { model, sizing })
+    if answer.lacking.is_empty() {
+        let kept = remember(&*cluster.store, &key, &answer.model, load, answer.sizing);
+        kept.await.map_err(|error| chain(&error))?;
+    }
+    Ok(answer)
 }
 
 fn listed(files: &Files) -> Result<Vec<tandem_sources::ListedFile>, String> {
@@ -259,23 +267,11 @@ fn listed(files: &Files) -> Result<Vec<tandem_sources::ListedFile>, String> {
     files.listed.iter().map(parse).collect()
 }
 
-fn engine_config(load: &Load) -> EngineConfig {
-    EngineConfig {
-        context_tokens: load.context_tokens,
-        pool_tokens: load.pool_tokens,
-        kv_type: if load.f32_cache { KvType::F32 } else { KvType::F16 },
-        numerics: Mode::Exact,
-        threads: MOST_THREADS,
-        layers: None,
-        max_sequences: MAX_SEQUENCES,
-        max_batch_rows: MAX_BATCH_ROWS,
-    }
-}
-
 /// Files and memory of a resolved model, from its headers alone.
-fn size(resolved: Resolved, config: &EngineConfig) -> Result<(ModelStatus, Sizing), String> {
+fn size(resolved: Resolved, context: &Context) -> Result<Answer, String> {
     let shards = ShardSet::assemble(resolved.headers).map_err(|error| chain(&error))?;
-    let plan = memory::plan(&shards, config).map_err(|error| chain(&error))?;
+    let sizing = sizing::size(&shards, context).map_err(|error| chain(&error))?;
+    let lacking = sizing::lacking(&shards, context).map_err(|error| chain(&error))?;
     let files = resolved.files.iter().map(|file| ResolvedFile {
         name: file.name.clone(),
         sha256: file.sha256.to_string(),
@@ -286,13 +282,7 @@ fn size(resolved: Resolved, config: &EngineConfig) -> Result<(ModelStatus, Sizin
         source: resolved.source.to_string(),
         files: files.collect(),
     };
-    let sizing = Sizing {
-        weights_bytes: plan.weight_bytes,
-        kv_bytes: plan.kv.bytes,
-        arena_bytes: plan.arena_bytes,
-        total_bytes: plan.total_bytes,
-    };
-    Ok((model, sizing))
+    Ok(Answer { model, sizing, lacking: lacking.into_iter().map(str::to_owned).collect() })
 }
 
 async fn saved(store: &dyn Store, key: &str) -> Result<Option<Saved>, StoreError> {

@@ -189,6 +189,7 @@ impl Control {
                     source: answer.model.source.clone(),
                     files: answer.model.files.clone(),
                     sizing: answer.sizing,
+                    lacking: answer.lacking.clone(),
                 }),
             };
             (key.clone(), model)

@@ -42,6 +42,8 @@ pub struct Resolved {
     pub files: Vec<ResolvedFile>,
     /// Memory of one copy under the deployment's context.
     pub sizing: Sizing,
+    /// Types of its tensors that no worker of this release computes, such as `Q2_K`. It is placed once there are none.
+    pub lacking: Vec<String>,
 }
 
 /// What is seen now, beside the store.

@@ -221,10 +221,12 @@ impl<'a> One<'a> {
                 self.decision.awaited.push((index, since));
             }
         }
-        let placing = resolved.is_some() && self.world.frozen.is_none();
-        if placing {
+        let placing = resolved.filter(|_| self.world.frozen.is_none());
+        if let Some(resolved) = placing {
             if self.need == 0 {
                 self.decision.refusal = Some(refusal::unknown_size());
+            } else if !resolved.lacking.is_empty() {
+                self.decision.refusal = Some(refusal::lacks_kernels(&resolved.lacking));
             } else {
                 self.replace_broken();
                 self.start();
@@ -234,7 +236,7 @@ impl<'a> One<'a> {
                 self.explain();
             }
         }
-        self.assign_modes(placing);
+        self.assign_modes(placing.is_some());
         self.decision.outdated = self.roles.contains(&Role::Outdated);
         self.decision.counted = self.counted.iter().sum();
         self.decision.settled = self.is_settled();

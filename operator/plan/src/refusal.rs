@@ -24,6 +24,18 @@ pub(crate) fn unknown_size() -> Refusal {
     }
 }
 
+/// No worker would load it.
+pub(crate) fn lacks_kernels(types: &[String]) -> Refusal {
+    Refusal {
+        reason: "TypeNotSupported",
+        sentence: format!(
+            "this release's kernels lack {}, of which the files hold tensors; use a quant without {}",
+            types.join(", "),
+            if types.len() == 1 { "it" } else { "them" }
+        ),
+    }
+}
+
 /// What a refusal is explained from.
 pub(crate) struct Case<'a> {
     pub(crate) world: &'a World<'a>,

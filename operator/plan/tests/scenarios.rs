@@ -206,6 +206,28 @@ fn copies_that_all_fail_need_a_person() {
     assert_eq!(recovery.since, fleet.now);
 }
 
+/// Sized to the byte, and still nothing that a worker would load.
+#[test]
+fn a_model_of_types_without_kernels_is_refused_by_their_names() {
+    let mut fleet = Fleet::new();
+    fleet.join("a", 4);
+    fleet.apply("kimi", spec(1, 0), 4);
+    let Some(Model::Resolved(resolved)) = fleet.state.models.get_mut(&fleet::key("kimi")) else { panic!() };
+    resolved.lacking = vec!["Q2_K".to_owned(), "Q3_K".to_owned()];
+    let plan = fleet.plan();
+    assert!(plan.steps.iter().all(|step| step.deployment().is_none()), "{:?}", plan.steps);
+    let status = &plan.statuses[&fleet::key("kimi")];
+    let stalled = tandem_crds::condition::find(&status.conditions, "Stalled").unwrap();
+    assert_eq!(
+        (stalled.reason.as_str(), stalled.message.as_str()),
+        (
+            "TypeNotSupported",
+            "this release's kernels lack Q2_K, Q3_K, of which the files hold tensors; use a quant without them"
+        )
+    );
+    assert!(status.sizing.is_some(), "its size is known all the same");
+}
+
 /// Between a spec that drops a copy and its host's word on it, gateways send it nothing new.
 #[test]
 fn a_copy_drains_as_soon_as_it_is_dropped() {

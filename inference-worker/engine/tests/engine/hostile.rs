@@ -307,8 +307,8 @@ fn a_model_in_several_files_is_one_model() {
     let split = ModelFiles::open(&path(1), "digest").unwrap();
     let single = files(&random_file(&shape, 1));
     assert_eq!(
-        plan(split.headers(), &config()).unwrap().total_bytes,
-        plan(single.headers(), &config()).unwrap().total_bytes
+        plan(split.headers(), &config()).unwrap().weight_bytes,
+        plan(single.headers(), &config()).unwrap().weight_bytes
     );
     let run = |files| {
         let mut engine = Engine::load(files, config(), Pool::inline(), &mut |_, _| {}).unwrap();

@@ -9,7 +9,7 @@ use tandem_reference::Reference;
 use tandem_reference::deepseek2::Deepseek2;
 use tandem_reference::dense::Dense;
 
-use crate::support::{bits, exact, in_chunks, load, mixed_file, rows, small_kimi, tokens};
+use crate::support::{bits, exact, files, in_chunks, load, mixed_file, rows, small_kimi, tokens};
 
 fn part(file: &[u8], layers: Range<u32>) -> Engine {
     load(file, EngineConfig { layers: Some(layers), ..exact() })

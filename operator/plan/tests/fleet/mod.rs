@@ -83,6 +83,7 @@ pub(crate) fn resolved(quant: &str, units: u64) -> Model {
             arena_bytes: total / 4,
             total_bytes: total,
         },
+        lacking: Vec::new(),
     })
 }
 

@@ -132,6 +132,7 @@ pub struct Site {
     pub gateways: Vec<Process>,
     operator: Option<Process>,
     operator_port: u16,
+    operator_arguments: Vec<String>,
     gateway_ports: Vec<u16>,
     programs: Programs,
     dir: TempDir,
@@ -143,12 +144,21 @@ impl Site {
     /// # Errors
     /// When a program doesn't start, with the end of its log.
     pub fn start(programs: Programs, layout: Layout) -> Result<Self> {
+        Self::start_with(programs, layout, &[])
+    }
+
+    /// As [`Site::start`], with further arguments for the operator, whenever it is started.
+    ///
+    /// # Errors
+    /// As [`Site::start`].
+    pub fn start_with(programs: Programs, layout: Layout, operator: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("tandem-").tempdir().context("no temporary folder")?;
         let mut site = Self {
             hosts: Vec::new(),
             gateways: Vec::new(),
             operator: None,
             operator_port: free_port()?,
+            operator_arguments: operator.iter().map(|argument| (*argument).to_owned()).collect(),
             gateway_ports: Vec::new(),
             programs,
             dir,
@@ -182,6 +192,7 @@ impl Site {
         let mut command = Command::new(self.programs.path("tandem-operator"));
         command.arg("run").arg("--data-dir").arg(&data);
         command.args(["--listen", &format!("127.0.0.1:{}", self.operator_port)]);
+        command.args(&self.operator_arguments);
         let mut operator = Process::start("operator", command, &self.dir.path().join("operator.log"))?;
         let answered = until(Duration::from_secs(30), || {
             ensure!(operator.is_running(), "the operator ended:\n{}", operator.last_words(20));

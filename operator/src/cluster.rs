@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use tandem_control_api::RouteTable;
+use tandem_control_api::{RouteTable, Supply};
 use tandem_pki::CertificateAuthority;
 use tandem_store::{Clock, Store, StoreError};
 use tokio::sync::{Notify, watch};
@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::logs::LogRelay;
 use crate::membership;
+use crate::models::Models;
 use crate::sessions::Sessions;
 use crate::settings::Timing;
+use crate::sources::Sources;
 
 /// One operator's shared state.
 pub(crate) struct Cluster {
@@ -24,6 +26,11 @@ pub(crate) struct Cluster {
     pub(crate) timing: Timing,
     pub(crate) sessions: Sessions,
     pub(crate) logs: LogRelay,
+    pub(crate) models: Arc<Models>,
+    /// Where models may come from, and how they are reached.
+    pub(crate) sources: Sources,
+    /// What each host is told of where weights come from, by name. A host that is not in it has to wait for a look.
+    pub(crate) supplies: watch::Sender<Arc<BTreeMap<String, Supply>>>,
     /// Connected gateways: name → where clients reach it.
     gateways: Mutex<BTreeMap<String, (u64, String)>>,
     pub(crate) routes: watch::Sender<Arc<RouteTable>>,
@@ -43,6 +50,7 @@ impl Cluster {
         clock: Arc<dyn Clock>,
         authority: CertificateAuthority,
         timing: Timing,
+        sources: Sources,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
@@ -52,6 +60,9 @@ impl Cluster {
             authority,
             timing,
             logs: LogRelay::default(),
+            models: Arc::new(Models::new()),
+            sources,
+            supplies: watch::Sender::new(Arc::default()),
             gateways: Mutex::new(BTreeMap::new()),
             routes: watch::Sender::new(Arc::new(RouteTable::default())),
             revoked: RwLock::default(),

@@ -13,12 +13,15 @@ mod membership;
 mod models;
 mod reconcile;
 mod run;
+mod secrets;
 mod serve;
 mod sessions;
 mod settings;
+mod sources;
+mod supply;
 
 pub use run::{Operator, start};
-pub use settings::{Settings, Timing};
+pub use settings::{Settings, SourceSettings, Timing};
 
 /// Owns what the operator writes into objects.
 pub(crate) const MANAGER: &str = "tandem-operator";

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tandem_operator::{Settings, Timing};
+use tandem_operator::{Settings, SourceSettings, Timing};
 use tracing_subscriber::EnvFilter;
 
 /// The control plane of Tandem: keeps what was asked for running on the hosts that there are.
@@ -35,6 +35,24 @@ struct Run {
     /// DATA-DIR/admin/tandem.yaml.
     #[arg(long, env = "TANDEM_OPERATOR_ADVERTISE", value_delimiter = ',')]
     advertise: Vec<String>,
+    /// Prefix of sources that models may come from, such as `hf://unsloth/`; repeat it for several. Without it, all may.
+    #[arg(
+        long = "allow-source",
+        env = "TANDEM_OPERATOR_ALLOW_SOURCE",
+        value_name = "PREFIX",
+        value_delimiter = ','
+    )]
+    allow_sources: Vec<String>,
+    /// Where to fetch from instead, as FROM=TO, such as `hf://=https://hub.example.com/`; repeat it for several, in the order to
+    /// try. Hosts do the same.
+    #[arg(long = "mirror", env = "TANDEM_OPERATOR_MIRROR", value_name = "FROM=TO", value_delimiter = ',')]
+    mirrors: Vec<String>,
+    /// A mirror of the hub: the same as `--mirror hf://=URL`, after those that are given.
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL")]
+    hf_endpoint: Option<String>,
+    /// File of authorities to trust beside the system's when models are fetched, as PEM.
+    #[arg(long, env = "TANDEM_OPERATOR_EXTRA_CA", value_name = "FILE")]
+    extra_ca: Option<PathBuf>,
     /// How log lines on standard error look. RUST_LOG says which there are.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -60,11 +78,14 @@ fn main() -> ExitCode {
     }
     tandem_pki::install_tls_provider();
 
+    let mut mirrors = run.mirrors;
+    mirrors.extend(run.hf_endpoint.map(|url| format!("hf://={}/", url.trim_end_matches('/'))));
     let settings = Settings {
         data_dir: run.data_dir,
         listen: run.listen,
         advertise: run.advertise,
         timing: Timing::default(),
+        sources: SourceSettings { allowed: run.allow_sources, mirrors, extra_ca: run.extra_ca },
     };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

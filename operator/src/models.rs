@@ -12,20 +12,21 @@ use sha2::{Digest as _, Sha256};
 use tandem_crds::{Context, InferenceDeploymentSpec, KvCache, ListedFile, ModelStatus, ResolvedFile, Sizing};
 use tandem_gguf::ShardSet;
 use tandem_plan::sizing;
-use tandem_sources::{Access, Resolved, Source};
-use tandem_store::{Store, StoreError};
+use tandem_sources::{Resolved, Secret, Source};
+use tandem_store::{Store, StoreError, Version};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use crate::caller::chain;
 use crate::cluster::Cluster;
+use crate::secrets::Credential;
 
 /// Collection of answers in the store.
 const ANSWERS: &str = "models";
 /// Models that are read at once.
 const AT_ONCE: usize = 2;
-/// Longest that reading one model may take.
-const LONGEST: Duration = Duration::from_secs(6 * 3600);
+/// Longest that reading one model's headers may take, waiting for others included.
+const LONGEST: Duration = Duration::from_secs(30 * 60);
 /// Wait after a first failure, doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_secs(300);
@@ -36,6 +37,9 @@ struct Files {
     source: String,
     quant: String,
     listed: Vec<(String, String)>,
+    /// Namespace, name and key of the secret that opens the source: what one namespace may read, another may not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credential: Option<(String, String, String)>,
 }
 
 /// What one copy is loaded for.
@@ -57,6 +61,10 @@ impl Load {
 }
 
 type Question = (Files, Load);
+
+/// What there is of the credential that a deployment names: none is asked for, one is there, or the sentence that says what to
+/// do about one that is not.
+pub(crate) type Found = Result<Option<Credential>, String>;
 
 /// What is known of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,9 +94,9 @@ struct Saved {
 }
 
 enum State {
-    Working(AbortHandle),
+    Working { task: AbortHandle, with: Option<Version> },
     Known(Arc<Answer>),
-    Failed { sentence: String, failures: u32, retry: Duration },
+    Failed { sentence: String, failures: u32, retry: Duration, with: Option<Version> },
 }
 
 /// Every model that is asked for.
@@ -106,31 +114,53 @@ impl Models {
         self.known.lock().expect("no panic while models are changed")
     }
 
-    /// What is known of the model that this deployment asks for; begins to find out, if nothing is.
+    /// What is known of the model that this deployment asks for; begins to find out, if nothing is. A credential that has
+    /// changed is a reason to ask again at once.
     pub(crate) fn look(
         self: &Arc<Self>,
         cluster: &Arc<Cluster>,
+        namespace: &str,
         spec: &InferenceDeploymentSpec,
+        found: &Found,
     ) -> Knowledge {
-        let question = question(spec);
+        let question = question(namespace, spec);
+        let version = version(found);
         let now = cluster.clock.elapsed();
         let mut known = self.lock();
-        let failures = match known.get(&question) {
+        let (said, failures) = match known.get(&question) {
             Some(State::Known(answer)) => return Knowledge::Known(Arc::clone(answer)),
-            Some(State::Working(_)) => return Knowledge::Working,
-            Some(State::Failed { sentence, retry, .. }) if *retry > now => {
-                return Knowledge::Failed(sentence.clone());
+            Some(State::Working { with, .. }) if *with == version => return Knowledge::Working,
+            Some(State::Working { task, .. }) => {
+                task.abort();
+                (Knowledge::Working, 0)
             }
-            Some(State::Failed { failures, .. }) => *failures,
-            None => 0,
+            Some(State::Failed { sentence, retry, failures, with }) if *with == version => {
+                if *retry > now {
+                    return Knowledge::Failed(sentence.clone());
+                }
+                (Knowledge::Failed(sentence.clone()), *failures)
+            }
+            Some(State::Failed { .. }) | None => (Knowledge::Working, 0),
         };
-        let said = match known.get(&question) {
-            Some(State::Failed { sentence, .. }) => Knowledge::Failed(sentence.clone()),
-            _ => Knowledge::Working,
-        };
-        let work = find_out(Arc::clone(self), Arc::clone(cluster), question.clone(), failures);
-        known.insert(question, State::Working(tokio::spawn(work).abort_handle()));
+        let work = find_out(Arc::clone(self), Arc::clone(cluster), question.clone(), found.clone(), failures);
+        known.insert(question, State::Working { task: tokio::spawn(work).abort_handle(), with: version });
         said
+    }
+
+    /// Reads what a source has of a quant, or of the files that a manifest lists, when it is its turn.
+    pub(crate) async fn resolve(
+        &self,
+        cluster: &Cluster,
+        source: &str,
+        quant: &str,
+        listed: &[tandem_sources::ListedFile],
+        credential: Option<&Secret>,
+    ) -> Result<Resolved, String> {
+        let source: Source = source.parse().map_err(|error: tandem_sources::BadSource| error.to_string())?;
+        let _turn = self.at_once.acquire().await.map_err(|_| "the operator is ending".to_owned())?;
+        tandem_sources::resolve(&source, quant, listed, credential, &cluster.sources.access)
+            .await
+            .map_err(|error| chain(&error))
     }
 
     /// When a failed one is due again.
@@ -142,19 +172,19 @@ impl Models {
             .min()
     }
 
-    /// Forgets, and stops finding out, what none of these deployments asks for.
+    /// Forgets, and stops finding out, what none of these deployments, each with its namespace, asks for.
     pub(crate) async fn keep(
         &self,
         store: &dyn Store,
-        specs: &[&InferenceDeploymentSpec],
+        specs: &[(&str, &InferenceDeploymentSpec)],
     ) -> Result<(), StoreError> {
-        let asked: Vec<Question> = specs.iter().map(|spec| question(spec)).collect();
+        let asked: Vec<Question> = specs.iter().map(|(namespace, spec)| question(namespace, spec)).collect();
         let dropped = {
             let mut known = self.lock();
             let before = known.len();
             known.retain(|question, state| {
                 let keep = asked.contains(question);
-                if !keep && let State::Working(task) = state {
+                if !keep && let State::Working { task, .. } = state {
                     task.abort();
                 }
                 keep
@@ -176,10 +206,23 @@ impl Models {
     }
 }
 
-fn question(spec: &InferenceDeploymentSpec) -> Question {
+fn version(found: &Found) -> Option<Version> {
+    let credential = found.as_ref().ok().and_then(Option::as_ref);
+    credential.map(|credential| credential.version.clone())
+}
+
+fn question(namespace: &str, spec: &InferenceDeploymentSpec) -> Question {
     let listed = spec.model.files.iter().map(|file: &ListedFile| (file.name.clone(), file.sha256.clone()));
-    let files =
-        Files { source: spec.model.source.clone(), quant: spec.quant.clone(), listed: listed.collect() };
+    let credential = spec.model.credentials.as_ref().map(|credentials| {
+        let reference = &credentials.secret_ref;
+        (namespace.to_owned(), reference.name.clone(), reference.key.clone())
+    });
+    let files = Files {
+        source: spec.model.source.clone(),
+        quant: spec.quant.clone(),
+        listed: listed.collect(),
+        credential,
+    };
     let load = Load {
         context_tokens: spec.context.tokens,
         pool_tokens: spec.context.pool(),
@@ -193,14 +236,21 @@ fn record_key(files: &Files) -> String {
     Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-async fn find_out(models: Arc<Models>, cluster: Arc<Cluster>, question: Question, failures: u32) {
-    let found = tokio::time::timeout(LONGEST, answer(&models, &cluster, &question)).await;
-    let found =
-        found.unwrap_or_else(|_| Err("reading the model took longer than 6 hours: put it nearer".to_owned()));
-    let state = match found {
+async fn find_out(
+    models: Arc<Models>,
+    cluster: Arc<Cluster>,
+    question: Question,
+    found: Found,
+    failures: u32,
+) {
+    let with = version(&found);
+    let answered = tokio::time::timeout(LONGEST, answer(&models, &cluster, &question, found)).await;
+    let answered = answered
+        .unwrap_or_else(|_| Err("reading the model's headers took longer than 30 minutes".to_owned()));
+    let state = match answered {
         Ok(answer) => {
             tracing::info!(
-                source = question.0.source,
+                source = answer.model.source,
                 quant = question.0.quant,
                 revision = answer.model.revision,
                 "model known"
@@ -216,15 +266,26 @@ async fn find_out(models: Arc<Models>, cluster: Arc<Cluster>, question: Question
             );
             let wait = FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY);
             let retry = cluster.clock.elapsed() + wait;
-            State::Failed { sentence, failures: failures.saturating_add(1), retry }
+            State::Failed { sentence, failures: failures.saturating_add(1), retry, with: with.clone() }
         }
     };
-    models.lock().entry(question).and_modify(|known| *known = state);
+    models.lock().entry(question).and_modify(|known| {
+        // Somebody may have begun anew meanwhile, with another credential.
+        if matches!(known, State::Working { with: now, .. } if *now == with) {
+            *known = state;
+        }
+    });
     cluster.wake.notify_one();
 }
 
-/// From the store, or by reading the model.
-async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) -> Result<Answer, String> {
+/// From the store, or by reading the model. A source with a revision is pinned by the first answer: neither a restart nor
+/// another context makes it move on.
+async fn answer(
+    models: &Models,
+    cluster: &Cluster,
+    (files, load): &Question,
+    found: Found,
+) -> Result<Answer, String> {
     let key = record_key(files);
     let saved = saved(&*cluster.store, &key).await.map_err(|error| chain(&error))?;
     if let Some(saved) = &saved
@@ -232,30 +293,27 @@ async fn answer(models: &Models, cluster: &Cluster, (files, load): &Question) ->
     {
         return Ok(Answer { model: saved.model.clone(), sizing: *sizing, lacking: Vec::new() });
     }
-    let _turn = models.at_once.acquire().await.map_err(|_| "the operator is ending".to_owned())?;
-    let source: Source =
-        files.source.parse().map_err(|error: tandem_sources::BadSource| error.to_string())?;
+    let credential = found?.map(|credential| credential.secret);
+    let pinned = saved.as_ref().map(|saved| &saved.model.source).filter(|source| !source.is_empty());
+    let source = pinned.unwrap_or(&files.source);
     let listed = listed(files)?;
-    let resolved = tandem_sources::resolve(&source, &files.quant, &listed, None, &Access::default())
-        .await
-        .map_err(|error| chain(&error))?;
+    let resolved = models.resolve(cluster, source, &files.quant, &listed, credential.as_ref()).await?;
     if let Some(saved) = &saved
         && saved.model.revision != resolved.revision
     {
         return Err(format!(
-            "the files of {} have changed since this deployment was made: put the old ones back, or delete the deployment and \
-             apply it again",
-            files.source
+            "the files of {source} have changed since this deployment was made: put the old ones back, or delete the deployment \
+             and apply it again"
         ));
     }
     let context = load.context();
     let answer = tokio::task::spawn_blocking(move || size(resolved, &context))
         .await
         .map_err(|_| "the model's headers could not be read: see the operator's log".to_owned())??;
-    if answer.lacking.is_empty() {
-        let kept = remember(&*cluster.store, &key, &answer.model, load, answer.sizing);
-        kept.await.map_err(|error| chain(&error))?;
-    }
+    // What this release can't run, a later one may: the revision is pinned, and sized again.
+    let sizing = answer.lacking.is_empty().then_some(answer.sizing);
+    let kept = remember(&*cluster.store, &key, &answer.model, load, sizing);
+    kept.await.map_err(|error| chain(&error))?;
     Ok(answer)
 }
 
@@ -295,14 +353,14 @@ async fn remember(
     key: &str,
     model: &ModelStatus,
     load: &Load,
-    sizing: Sizing,
+    sizing: Option<Sizing>,
 ) -> Result<(), StoreError> {
     loop {
         let record = store.record(ANSWERS, key).await?;
         let before = record.as_ref().and_then(|record| serde_json::from_slice::<Saved>(&record.value).ok());
         let mut sizings = before.map(|saved| saved.sizings).unwrap_or_default();
         sizings.retain(|(known, _)| known != load);
-        sizings.push((load.clone(), sizing));
+        sizings.extend(sizing.map(|sizing| (load.clone(), sizing)));
         let value =
             serde_json::to_vec(&Saved { model: model.clone(), sizings }).expect("texts and numbers are JSON");
         match store.put_record(ANSWERS, key, record.as_ref().map(|record| &record.version), value).await {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use tandem_crds::condition::{READY, find};
-use tandem_crds::{ConditionStatus, DeploymentRef, InferenceDeployment};
+use tandem_crds::{ConditionStatus, DeploymentRef, InferenceDeployment, InferenceHost};
 use tandem_plan::{HostObservation, Model, Observation, Plan, Resolved, State};
 use tandem_store::{Kind, Selector, StoreError};
 
@@ -21,8 +21,9 @@ use self::said::Said;
 use crate::caller::chain;
 use crate::cluster::Cluster;
 use crate::lead::Leadership;
-use crate::models::{Knowledge, Models};
+use crate::models::{Found, Knowledge, Models};
 use crate::serve::ready;
+use crate::{secrets, supply};
 
 /// How often attention to silence is accounted for.
 const LOOK: Duration = Duration::from_millis(500);
@@ -38,7 +39,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
     let shutdown = cluster.shutdown.clone();
     let mut control = Control {
         leadership: Leadership::new(Arc::clone(&cluster)),
-        models: Arc::new(Models::new()),
+        models: Arc::clone(&cluster.models),
         said: Said::default(),
         version: u64::try_from(cluster.now().as_millisecond()).unwrap_or(1).max(1),
         cluster: Arc::clone(&cluster),
@@ -119,11 +120,15 @@ impl Control {
         let revoked = cluster.refresh_revoked().await?;
         let term = self.leadership.keep(observed.newest_term, observed.unknown_term).await;
         let due = self.leadership.next_look().min(observed.next_change);
+        let credentials = credentials(&cluster, &observed).await?;
+        let hosts: Vec<InferenceHost> = observed.hosts.values().map(|(_, host)| host.clone()).collect();
+        let supply = |planned| supply::publish(&cluster, &hosts, planned, &observed.presence, &credentials);
         // Hosts that this operator has not heard yet are no reason to move anything, nor to take a route away.
         if observed.settling {
+            supply(&BTreeMap::new());
             return Ok(due);
         }
-        let state = self.resolve(&observed, term).await?;
+        let state = self.resolve(&observed, &hosts, &credentials, term).await?;
         let observation =
             Observation { hosts: observed.presence.clone(), endpoint: endpoint(&cluster, &observed) };
         let now = cluster.now();
@@ -131,16 +136,20 @@ impl Control {
             Ok(plan) => plan,
             Err(outranked) => {
                 tracing::warn!(%outranked, "not planning");
+                supply(&BTreeMap::new());
                 return Ok(due);
             }
         };
         let findings: Vec<String> =
             tandem_plan::lint(&state, &observation, now, &plan).iter().map(ToString::to_string).collect();
         if !findings.is_empty() {
+            supply(&BTreeMap::new());
             apply::refused(&cluster, &observed, &findings, &mut self.said).await?;
             return Ok(due);
         }
         routes::publish(&cluster.routes, &mut self.version, &plan.routes, revoked);
+        let nothing = BTreeMap::new();
+        supply(if term.is_some() { &plan.specs } else { &nothing });
         if term.is_some() {
             self.carry_out(&observed, &plan).await?;
         }
@@ -173,15 +182,26 @@ impl Control {
     }
 
     /// What is stored, and what is known of each model; begins to find out what is not.
-    async fn resolve(&self, observed: &Observed, term: Option<u64>) -> Result<State, StoreError> {
+    async fn resolve(
+        &self,
+        observed: &Observed,
+        hosts: &[InferenceHost],
+        credentials: &BTreeMap<DeploymentRef, Found>,
+        term: Option<u64>,
+    ) -> Result<State, StoreError> {
         let deployments: Vec<InferenceDeployment> =
             observed.deployments.values().map(|(_, deployment)| deployment.clone()).collect();
         if term.is_some() {
-            let specs: Vec<_> = deployments.iter().map(|deployment| &deployment.spec).collect();
+            let specs: Vec<_> = observed
+                .deployments
+                .iter()
+                .map(|(key, (_, deployment))| (key.namespace.as_str(), &deployment.spec))
+                .collect();
             self.models.keep(&*self.cluster.store, &specs).await?;
         }
         let known = |(key, (_, deployment)): (&DeploymentRef, &(_, InferenceDeployment))| {
-            let model = match self.models.look(&self.cluster, &deployment.spec) {
+            let found = credentials.get(key).unwrap_or(&Ok(None));
+            let model = match self.models.look(&self.cluster, &key.namespace, &deployment.spec, found) {
                 Knowledge::Working => Model::Resolving,
                 Knowledge::Failed(sentence) => Model::Failed(sentence),
                 Knowledge::Known(answer) => Model::Resolved(Resolved {
@@ -199,7 +219,7 @@ impl Control {
         Ok(State {
             // Who doesn't lead plans for the routes alone, and writes nothing.
             term: term.unwrap_or(observed.newest_term),
-            hosts: observed.hosts.values().map(|(_, host)| host.clone()).collect(),
+            hosts: hosts.to_vec(),
             deployments,
             models,
         })
@@ -212,6 +232,21 @@ impl Control {
         let retry = self.models.next_retry().map(|at| at.saturating_sub(elapsed));
         planned.into_iter().chain(retry).min().unwrap_or(LONGEST_SLEEP)
     }
+}
+
+/// What there is of the credential that each deployment names.
+async fn credentials(
+    cluster: &Cluster,
+    observed: &Observed,
+) -> Result<BTreeMap<DeploymentRef, Found>, StoreError> {
+    let mut credentials = BTreeMap::new();
+    for (key, (_, deployment)) in &observed.deployments {
+        let Some(named) = &deployment.spec.model.credentials else { continue };
+        let found = secrets::find(&*cluster.store, &key.namespace, &named.secret_ref).await?;
+        let found = found.map(Some).ok_or_else(|| secrets::missing(&key.namespace, &named.secret_ref));
+        credentials.insert(key.clone(), found);
+    }
+    Ok(credentials)
 }
 
 /// Where clients reach a gateway: the first by name that is connected here, else one that a host reports.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::settings::Settings;
+use crate::sources::Sources;
 use crate::{admin, authority, reconcile, serve};
 
 /// A running operator.
@@ -76,6 +77,7 @@ impl Operator {
 /// # Errors
 /// When the data folder, the store or the port can't be had; each says what to do.
 pub async fn start(settings: Settings) -> Result<Operator> {
+    let sources = Sources::new(&settings.sources)?;
     make_private(&settings.data_dir)?;
     let clock = Arc::new(SystemClock);
     let store: Arc<dyn Store> =
@@ -94,8 +96,14 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     admin::prepare(&settings.data_dir.join("admin"), &authority, &url, now)?;
 
     let shutdown = CancellationToken::new();
-    let cluster =
-        Arc::new(Cluster::new(Arc::clone(&store), clock, authority, settings.timing, shutdown.clone()));
+    let cluster = Arc::new(Cluster::new(
+        Arc::clone(&store),
+        clock,
+        authority,
+        settings.timing,
+        sources,
+        shutdown.clone(),
+    ));
     cluster.refresh_revoked().await?;
     let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
     let server = tokio::spawn(async move { serve::run(cluster, listener, &credentials).await });

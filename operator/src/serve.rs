@@ -6,6 +6,7 @@ mod fleet;
 mod gateways;
 mod objects;
 mod report;
+mod secrets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tandem_control_api::enrollment_server::EnrollmentServer;
 use tandem_control_api::fleet_server::FleetServer;
 use tandem_control_api::gateways_server::GatewaysServer;
 use tandem_control_api::objects_server::ObjectsServer;
+use tandem_control_api::secrets_server::SecretsServer;
 use tandem_pki::{ClientCertificates, Credentials};
 use tokio::net::TcpListener;
 use tonic::transport::Server;
@@ -55,6 +57,10 @@ pub(crate) async fn run(
         .add_service(GatewaysServer::new(gateways::Gateways(Arc::clone(&cluster))))
         .add_service(
             ObjectsServer::new(objects::Objects(Arc::clone(&cluster)))
+                .max_decoding_message_size(LARGEST_REQUEST),
+        )
+        .add_service(
+            SecretsServer::new(secrets::Secrets(Arc::clone(&cluster)))
                 .max_decoding_message_size(LARGEST_REQUEST),
         )
         .add_service(FleetServer::new(fleet::Fleet(cluster)))

@@ -16,6 +16,19 @@ pub struct Settings {
     pub advertise: Vec<String>,
     /// How patient it is.
     pub timing: Timing,
+    /// Where models may come from, and how they are reached.
+    pub sources: SourceSettings,
+}
+
+/// Where models may come from, and how they are reached. By default from everywhere, trusting what the system trusts.
+#[derive(Debug, Clone, Default)]
+pub struct SourceSettings {
+    /// Prefixes of sources that may be used, such as `hf://unsloth/`; none: all.
+    pub allowed: Vec<String>,
+    /// `FROM=TO`, such as `hf://=https://hub.example.com/`, in the order to try.
+    pub mirrors: Vec<String>,
+    /// File of authorities to trust beside the system's, as PEM.
+    pub extra_ca: Option<PathBuf>,
 }
 
 /// How patient an operator is.

@@ -12,6 +12,8 @@ mod generated {
 }
 pub use generated::*;
 
+mod shown;
+
 /// The newest version of this protocol that this release speaks.
 pub const PROTOCOL_HIGHEST: u32 = 1;
 /// The oldest version that this release still speaks: two behind the newest, from the first on.

@@ -1,5 +1,6 @@
 //! Hosts' agents: one session per host, reports up, the newest spec down; certificates for what a host runs.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use serde_json::{Value, json};
 use tandem_control_api::agent_message::Message as Up;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
-    AgentMessage, Certificate, CertifyRequest, HostSpec, OperatorMessage, Protocol, Role, Welcome,
+    AgentMessage, Certificate, CertifyRequest, HostSpec, OperatorMessage, Protocol, Role, Supply, Welcome,
     agents_server,
 };
 use tandem_pki::{HOST_LIFETIME, Identity, Name};
-use tandem_store::{API_VERSION, Key, Kind, Selector, StoreError, Watch, WatchEvent};
+use tandem_store::{API_VERSION, Key, Kind, Object, Selector, StoreError, Watch, WatchEvent};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -69,6 +71,9 @@ impl agents_server::Agents for Agents {
             own,
             obeyed: hello.highest_term,
             sent: None,
+            supplies: cluster.supplies.subscribe(),
+            supplied: None,
+            held: None,
         };
         tokio::spawn(conversation.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(downstream))))
@@ -155,6 +160,12 @@ struct Conversation {
     obeyed: u64,
     /// The spec that the host was told last.
     sent: Option<Value>,
+    /// What all hosts are told of where weights come from.
+    supplies: watch::Receiver<Arc<BTreeMap<String, Supply>>>,
+    /// What this one was told last.
+    supplied: Option<Supply>,
+    /// A spec that came before the first supply: its weights could not be fetched without.
+    held: Option<Object>,
 }
 
 impl Conversation {
@@ -172,6 +183,7 @@ impl Conversation {
     async fn converse(&mut self) -> Ending {
         let mut reporter = Reporter::new(Arc::clone(&self.cluster), self.host.clone());
         let shutdown = self.cluster.shutdown.clone();
+        self.supplies.mark_changed();
         loop {
             tokio::select! {
                 () = self.session.replaced.cancelled() => {
@@ -200,6 +212,12 @@ impl Conversation {
                     Ok(None) => return Ending::Gone("the agent closed it".to_owned()),
                     Err(status) => return Ending::Gone(status.message().to_owned()),
                 },
+                // The sender lives as long as the cluster, which this holds.
+                Ok(()) = self.supplies.changed() => {
+                    if let Err(ending) = self.supply().await {
+                        return ending;
+                    }
+                }
                 event = self.watch.next() => {
                     if let Err(ending) = self.object_changed(event).await {
                         return ending;
@@ -231,20 +249,46 @@ impl Conversation {
             Some(Err(error)) => return Err(Ending::Tell(refusal(error))),
             None => return Err(Ending::Tell(Status::unavailable("this operator's store was closed"))),
         };
+        self.supply().await?;
+        self.spec(object).await
+    }
+
+    /// Passes the newest supply on, if it is another, and a spec that has waited for it.
+    async fn supply(&mut self) -> Result<(), Ending> {
+        let newest = self.supplies.borrow_and_update().get(self.host.as_str()).cloned();
+        let Some(newest) = newest.filter(|newest| self.supplied.as_ref() != Some(newest)) else {
+            return Ok(());
+        };
+        self.tell(Down::Supply(newest.clone())).await?;
+        self.supplied = Some(newest);
+        match self.held.take() {
+            Some(object) => self.spec(object).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn spec(&mut self, object: Object) -> Result<(), Ending> {
         // Term 0: no leader has spoken to this host yet, and an empty spec is not a word of one. A term older than the host
         // has obeyed is of a store from a backup: the leader rises above it first.
         let term = object.spec()["term"].as_u64().unwrap_or(0);
         if term == 0 || term < self.obeyed || self.sent.as_ref() == Some(object.spec()) {
             return Ok(());
         }
+        if self.supplied.is_none() {
+            self.held = Some(object);
+            return Ok(());
+        }
         let spec = HostSpec { spec_json: object.spec().to_string() };
-        let message = OperatorMessage { message: Some(Down::Spec(spec)) };
+        self.tell(Down::Spec(spec)).await?;
+        self.cluster.sessions.told(self.host.as_str(), term);
+        self.sent = Some(object.spec().clone());
+        Ok(())
+    }
+
+    async fn tell(&mut self, message: Down) -> Result<(), Ending> {
+        let message = OperatorMessage { message: Some(message) };
         match tokio::time::timeout(STEP, self.session.outbox.send(Ok(message))).await {
-            Ok(Ok(())) => {
-                self.cluster.sessions.told(self.host.as_str(), term);
-                self.sent = Some(object.spec().clone());
-                Ok(())
-            }
+            Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Ending::Gone("the agent stopped listening".to_owned())),
             Err(_) => Err(Ending::Gone("the agent takes no messages".to_owned())),
         }

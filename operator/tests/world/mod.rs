@@ -14,11 +14,12 @@ use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::gateways_client::GatewaysClient;
 use tandem_control_api::objects_client::ObjectsClient;
 use tandem_control_api::operator_message::Message as Down;
+use tandem_control_api::secrets_client::SecretsClient;
 use tandem_control_api::{
     AgentHello, AgentMessage, ApplyRequest, HostReport, JoinTokenRequest, ListRequest, ObjectRef,
-    OperatorMessage, Protocol, Role, RouteTable, RoutesRequest, agent_message,
+    OperatorMessage, Protocol, Role, RouteTable, RoutesRequest, Supply, agent_message,
 };
-use tandem_operator::{Operator, Settings, Timing};
+use tandem_operator::{Operator, Settings, SourceSettings, Timing};
 use tandem_pki::{Credentials, EnrollError, Enrollment, Identity};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -96,6 +97,10 @@ impl World {
 
     pub(crate) fn fleet(&self) -> FleetClient<Channel> {
         FleetClient::new(self.channel(&self.admin))
+    }
+
+    pub(crate) fn secrets(&self) -> SecretsClient<Channel> {
+        SecretsClient::new(self.channel(&self.admin))
     }
 
     pub(crate) async fn token(&self, role: Role, name: &str) -> String {
@@ -191,6 +196,7 @@ pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
         listen: SocketAddr::from(([127, 0, 0, 1], port)),
         advertise: Vec::new(),
         timing,
+        sources: SourceSettings::default(),
     }
 }
 
@@ -302,6 +308,13 @@ pub(crate) fn obedient(spec: &Value, memory: u64) -> Value {
             })
         })
         .collect();
+    let files =
+        spec["workloads"].as_array().into_iter().flatten().flat_map(|w| w["files"].as_array().unwrap());
+    let mut files: Vec<&str> = files.map(|file| file["sha256"].as_str().unwrap()).collect();
+    files.extend(spec["keepFiles"].as_array().into_iter().flatten().map(|file| file.as_str().unwrap()));
+    files.sort_unstable();
+    files.dedup();
+    status["weights"] = json!({"port": 9, "usedBytes": 0, "files": files});
     status["observedGeneration"] = spec["generation"].clone();
     status["observedTerm"] = spec["term"].clone();
     status
@@ -312,6 +325,7 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     pub(crate) credentials: Credentials,
     specs: watch::Receiver<Value>,
+    supplies: watch::Receiver<Option<Supply>>,
     mute: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -330,6 +344,12 @@ impl Machine {
     /// The newest spec that it was told, once it is as wanted.
     pub(crate) async fn spec(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         within(what, self.specs.wait_for(|spec| wanted(spec))).await.expect("the machine runs").clone()
+    }
+
+    /// The newest supply that it was told, once it is as wanted.
+    pub(crate) async fn supply(&mut self, what: &str, wanted: impl Fn(&Supply) -> bool) -> Supply {
+        let told = self.supplies.wait_for(|supply| supply.as_ref().is_some_and(&wanted));
+        within(what, told).await.expect("the machine runs").clone().unwrap()
     }
 
     /// The newest spec that it was told.
@@ -371,6 +391,7 @@ impl World {
     ) -> Machine {
         let (told, specs) = watch::channel(ran);
         let (mute, muted) = watch::channel(false);
+        let (supplied, supplies) = watch::channel(None);
         let (url, own, identity) = (self.url.clone(), name.to_owned(), credentials.clone());
         let mut unmuted = muted.clone();
         let task = tokio::spawn(async move {
@@ -381,6 +402,7 @@ impl World {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 };
+                supplied.send_replace(None);
                 let mut beat = tokio::time::interval(Duration::from_millis(50));
                 loop {
                     tokio::select! {
@@ -393,7 +415,11 @@ impl World {
                         }
                         _ = unmuted.changed() => {}
                         message = host.down.message() => match message.map(|message| message.and_then(|m| m.message)) {
+                            Ok(Some(Down::Supply(supply))) => {
+                                supplied.send_replace(Some(supply));
+                            }
                             Ok(Some(Down::Spec(spec))) => {
+                                assert!(supplied.borrow().is_some(), "{own}: a spec comes before the supply");
                                 let spec: Value = serde_json::from_str(&spec.spec_json).unwrap();
                                 // As an agent's ledger has it: never an older term, never a lower start number.
                                 assert!(spec["term"].as_u64() >= told.borrow()["term"].as_u64(), "{own}: the term goes back");
@@ -411,7 +437,7 @@ impl World {
                 }
             }
         });
-        Machine { name: name.into(), credentials, specs, mute, task }
+        Machine { name: name.into(), credentials, specs, supplies, mute, task }
     }
 
     /// A folder with a small model that the engine can size, as a source. Its only quant is `F32`.

@@ -1,0 +1,183 @@
+//! Secrets, and what hosts are told of where weights come from.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
+
+mod world;
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use tandem_control_api::{
+    DeleteRequest, DeleteSecretRequest, EventsRequest, ListRequest, ListSecretsRequest, ObjectRef, Role,
+    SetSecretRequest, Supply,
+};
+use tonic::Code;
+use world::{World, condition, workloads};
+
+const MEMORY: u64 = 4 << 30;
+/// Values that must not be seen anywhere but in a supply.
+const VALUE: &str = "hf_s3cr3t-0ne";
+const OTHER: &str = "hf_s3cr3t-tw0";
+
+fn reference(name: &str) -> Option<ObjectRef> {
+    Some(ObjectRef { kind: "InferenceDeployment".into(), namespace: "llm".into(), name: name.into() })
+}
+
+fn private(world: &World, name: &str) -> Value {
+    let mut manifest = world.deployment(name, 0);
+    manifest["spec"]["model"]["credentials"] = json!({"secretRef": {"name": "hub", "key": "token"}});
+    manifest
+}
+
+async fn set(world: &World, namespace: &str, value: &str) -> String {
+    let values = HashMap::from([("token".to_owned(), value.to_owned())]);
+    let request = SetSecretRequest { namespace: namespace.into(), name: "hub".into(), values };
+    format!("{:?}", world.secrets().set(request).await.unwrap().into_inner())
+}
+
+fn credentials(supply: &Supply) -> Vec<(&str, &str)> {
+    let credentials = supply.credentials.iter();
+    credentials.map(|credential| (credential.deployment.as_str(), credential.secret.as_str())).collect()
+}
+
+/// Everything that the API tells of objects, their events and secrets.
+async fn all_that_is_told(world: &World) -> String {
+    let mut told = String::new();
+    for kind in ["InferenceDeployment", "InferenceHost"] {
+        let request = ListRequest { kind: kind.into(), ..ListRequest::default() };
+        let objects = world.objects().list(request).await.unwrap().into_inner().json;
+        for json in &objects {
+            let object: Value = serde_json::from_str(json).unwrap();
+            let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+            let about = ObjectRef { kind: kind.into(), namespace: text("namespace"), name: text("name") };
+            let events = world.objects().events(EventsRequest { r#ref: Some(about) }).await.unwrap();
+            told += &events.into_inner().json.join("\n");
+        }
+        told += &objects.join("\n");
+    }
+    told + &format!("{:?}", world.secrets().list(ListSecretsRequest::default()).await.unwrap().into_inner())
+}
+
+#[tokio::test]
+async fn a_deployment_waits_for_its_secret_and_its_hosts_alone_are_told() {
+    let world = World::start().await;
+    let (mut a, mut b) = (world.machine("a", MEMORY).await, world.machine("b", MEMORY).await);
+    set(&world, "elsewhere", VALUE).await;
+    world.apply(private(&world, "tiny")).await.unwrap();
+    let object = world
+        .until("InferenceDeployment", "tiny", "a word on the secret", |o| {
+            condition(o, "Stalled")["status"] == "True"
+        })
+        .await;
+    let message = condition(&object, "Stalled")["message"].as_str().unwrap();
+    println!("{message}");
+    assert!(message.contains("run `tandem secret set hub token -n llm`"), "{message}");
+
+    let answer = set(&world, "llm", VALUE).await;
+    let ready = |o: &Value| condition(o, "Ready")["status"] == "True";
+    let object = world.until("InferenceDeployment", "tiny", "Ready", ready).await;
+    let ran = object["status"]["placements"][0]["host"].as_str().unwrap().to_owned();
+    let (host, other) = if ran == "a" { (&mut a, &mut b) } else { (&mut b, &mut a) };
+    let supply = host.supply("the credential", |supply| !supply.credentials.is_empty()).await;
+    assert_eq!(credentials(&supply), [("llm/tiny", VALUE)]);
+    let elsewhere = other.supply("a supply", |_| true).await;
+    assert_eq!(credentials(&elsewhere), [], "nothing of it runs there");
+
+    set(&world, "llm", OTHER).await;
+    let newer = |supply: &Supply| credentials(supply) == [("llm/tiny", OTHER)];
+    host.supply("the new credential", newer).await;
+
+    let told = answer + &all_that_is_told(&world).await;
+    assert!(told.contains("hub") && told.contains("token"), "{told}");
+    assert!(!told.contains(VALUE) && !told.contains(OTHER), "{told}");
+
+    let gone = DeleteSecretRequest { namespace: "llm".into(), name: "hub".into() };
+    world.secrets().delete(gone.clone()).await.unwrap();
+    host.supply("no credential any more", |supply| supply.credentials.is_empty()).await;
+    assert_eq!(world.secrets().delete(gone).await.unwrap_err().code(), Code::NotFound);
+    set(&world, "llm", VALUE).await;
+    host.supply("the credential again", |supply| !supply.credentials.is_empty()).await;
+    world.objects().delete(DeleteRequest { r#ref: reference("tiny") }).await.unwrap();
+    host.spec("nothing runs", |spec| workloads(spec).is_empty()).await;
+    host.supply("no credential for nothing", |supply| supply.credentials.is_empty()).await;
+}
+
+#[tokio::test]
+async fn secrets_are_for_admins() {
+    let world = World::start().await;
+    for role in [Role::Host, Role::Gateway] {
+        let credentials = world.join(role, "stranger").await;
+        let mut secrets = tandem_control_api::secrets_client::SecretsClient::new(world.channel(&credentials));
+        let values = HashMap::from([("token".to_owned(), VALUE.to_owned())]);
+        let request = SetSecretRequest { namespace: "llm".into(), name: "hub".into(), values };
+        let codes = [
+            secrets.set(request).await.unwrap_err(),
+            secrets.list(ListSecretsRequest::default()).await.unwrap_err(),
+            secrets.delete(DeleteSecretRequest::default()).await.unwrap_err(),
+        ]
+        .map(|status| status.code());
+        assert_eq!(codes, [Code::PermissionDenied; 3]);
+    }
+    let request = SetSecretRequest {
+        namespace: "llm".into(),
+        name: "hub".into(),
+        values: HashMap::from([("a token".to_owned(), VALUE.to_owned())]),
+    };
+    let status = world.secrets().set(request).await.unwrap_err();
+    assert!(status.message().contains("`a token`") && !status.message().contains(VALUE), "{status}");
+}
+
+#[tokio::test]
+async fn hosts_that_share_files_are_told_of_each_other() {
+    let mut world = World::start().await;
+    let mut machines = Vec::new();
+    for name in ["a", "b", "c"] {
+        machines.push(world.machine(name, MEMORY).await);
+    }
+    world.apply(world.deployment("tiny", 1)).await.unwrap();
+    let redundant = |o: &Value| condition(o, "Redundant")["status"] == "True";
+    world.until("InferenceDeployment", "tiny", "redundancy", redundant).await;
+    let runs: Vec<bool> = machines.iter().map(|machine| !machine.runs().is_empty()).collect();
+    let names: Vec<String> = machines.iter().map(|machine| machine.name.clone()).collect();
+    for at in 0..machines.len() {
+        let expected: Vec<&String> = (0..names.len())
+            .filter(|other| *other != at && runs[*other])
+            .map(|other| &names[other])
+            .collect();
+        if !runs[at] {
+            let supply = machines[at].supply("a supply", |_| true).await;
+            assert_eq!(supply.peers, [], "it has and wants nothing");
+            continue;
+        }
+        let supply = machines[at].supply("a peer", |supply| !supply.peers.is_empty()).await;
+        let told: Vec<&String> = supply.peers.iter().map(|peer| &peer.host).collect();
+        assert_eq!(told, expected);
+        let peer = &supply.peers[0];
+        assert!(peer.server_name.starts_with(&format!("{}.host.", peer.host)), "{}", peer.server_name);
+        assert_eq!((peer.links[0].address.as_str(), peer.links[0].tier), ("127.0.0.1:9", 4));
+    }
+    // A host that falls silent is nobody's peer, and one that comes back is again.
+    let two: Vec<usize> = (0..3).filter(|at| runs[*at]).collect();
+    machines[two[1]].mute(true);
+    machines[two[0]].supply("no peer", |supply| supply.peers.is_empty()).await;
+    machines[two[1]].mute(false);
+    machines[two[0]].supply("the peer again", |supply| !supply.peers.is_empty()).await;
+    world.stop().await;
+    world.start_again().await;
+    machines[two[1]].supply("peers from the next operator", |supply| !supply.peers.is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_runs_is_kept_where_it_ran_when_nothing_runs_any_more() {
+    let world = World::start().await;
+    let mut machine = world.machine("a", MEMORY).await;
+    world.apply(world.deployment("tiny", 0)).await.unwrap();
+    let kept = |spec: &Value| spec["keepFiles"].as_array().map_or(0, Vec::len);
+    let spec = machine.spec("a kept file", |spec| kept(spec) == 1).await;
+    assert_eq!(spec["keepFiles"][0], spec["workloads"][0]["files"][0]["sha256"]);
+    let scale = tandem_control_api::ScaleRequest { r#ref: reference("tiny"), replicas: 0 };
+    world.objects().scale(scale).await.unwrap();
+    machine.spec("nothing runs, and it is kept", |spec| workloads(spec).is_empty() && kept(spec) == 1).await;
+    world.objects().delete(DeleteRequest { r#ref: reference("tiny") }).await.unwrap();
+    machine.spec("nobody wants it", |spec| kept(spec) == 0).await;
+}

@@ -102,7 +102,7 @@ pub struct Model {
         ])
     )]
     pub name: String,
-    /// Where the GGUF files are: `hf://owner/repository@revision`, `https://host/directory/`, `s3://bucket/prefix`,
+    /// Where the GGUF files are: `hf://owner/repository@revision` (`main` when absent), `https://host/directory/`, `s3://bucket/prefix`,
     /// `oci://registry/repository:tag`, or `file:///directory`, the same on every host. Hubs and registries know their files'
     /// digests; elsewhere a `SHA256SUMS` lies beside the files, or `files` lists them. Resolved once, into `status.model`.
     #[schemars(
@@ -122,11 +122,11 @@ pub struct Model {
                 "message": "an https:// source needs a host, without user or password, such as https://models.example.com/tiny-kimi/"
             },
             {
-                "rule": r"!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._/-]+)?$')",
-                "message": "an hf:// source is hf://owner/repository or hf://owner/repository@revision, such as hf://unsloth/Kimi-K2.5-GGUF@main"
+                "rule": r"!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._%][^@?#]*)?(/[^@?#]*)?$')",
+                "message": "an hf:// source is hf://owner/repository or hf://owner/repository@revision, such as hf://unsloth/Kimi-K2.5-GGUF@main, perhaps with a folder or file of it behind a '/'"
             },
             {
-                "rule": r"!self.startsWith('s3://') || self.matches('^s3://[a-z0-9][a-z0-9.-]+(/.*)?$')",
+                "rule": r"!self.startsWith('s3://') || self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?$')",
                 "message": "an s3:// source is s3://bucket/prefix"
             },
             {

@@ -25,7 +25,8 @@ pub(crate) async fn read(
     loop {
         let (have, before) = (prefix.len() as u64, length);
         let more = || part(origin, name, have..wanted, before);
-        let (block, whole) = more.retry(access.backoff()).when(ResolveError::is_transient).await?;
+        let (block, whole) =
+            more.retry(access.backoff()).when(ResolveError::is_transient).adjust(ResolveError::wait).await?;
         prefix.extend_from_slice(&block);
         length = Some(whole);
         // A vocabulary takes milliseconds to read, which is long for those who wait on this thread.
@@ -58,17 +59,7 @@ async fn part(
     if before.is_some_and(|before| before != whole) {
         return Err(ResolveError::Changing(name.to_owned()));
     }
-    let expected = range.end.min(whole).saturating_sub(range.start);
-    let mut block = Vec::new();
-    while let Some(more) = body.next().await? {
-        block.extend_from_slice(&more);
-        if block.len() as u64 > expected {
-            break;
-        }
-    }
-    if block.len() as u64 == expected {
-        Ok((block, whole))
-    } else {
-        Err(ResolveError::Changing(name.to_owned()))
-    }
+    // A body ends where it should, so this is no more than was asked for.
+    let block = body.collect(range.end - range.start).await?.unwrap_or_default();
+    Ok((block, whole))
 }

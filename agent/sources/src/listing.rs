@@ -121,6 +121,45 @@ pub(crate) fn as_listed(files: &[ListedFile]) -> Result<Shards, PickError> {
     }
 }
 
+/// Every model that is there, each as its shards in order; of an incomplete one those that are there.
+pub(crate) fn models(files: &[ListedFile]) -> Result<Vec<Shards>, PickError> {
+    let models: Vec<ListedFile> = files.iter().filter(|file| is_model(&file.name)).cloned().collect();
+    Ok(group(&models)?.into_iter().map(|group| group.shards.into_values().collect()).collect())
+}
+
+/// The quant that a file's name says, as a manifest should; the name itself when it says none.
+pub(crate) fn quant_of(name: &str) -> String {
+    let stem = parse(name).stem;
+    let (folders, base) = stem.rsplit_once('/').unwrap_or(("", stem));
+    let spoken = std::iter::once(base).chain(folders.rsplit('/'));
+    spoken.filter_map(last_quant).next().unwrap_or(base).to_owned()
+}
+
+/// The quant at the end of a name or of a folder's name, dynamic ones with their `UD-`.
+fn last_quant(part: &str) -> Option<&str> {
+    let start = part.rfind(['-', '.']).map_or(0, |at| at + 1);
+    if !is_quant(&part[start..]) {
+        return None;
+    }
+    let before = part[..start].trim_end_matches(['-', '.']);
+    let ud = before.len().checked_sub(2).filter(|at| {
+        let word = before.is_char_boundary(*at) && before[*at..].eq_ignore_ascii_case("ud");
+        word && (*at == 0 || before[..*at].ends_with(['-', '.']))
+    });
+    Some(&part[ud.unwrap_or(start)..])
+}
+
+/// Whether a word is what llama.cpp and publishers call a type of weights: `Q4_K_M`, `IQ2_XXS`, `TQ1_0`, `MXFP4_MOE`, `BF16`.
+fn is_quant(word: &str) -> bool {
+    let word = word.to_ascii_uppercase();
+    let starts = ["Q", "IQ", "TQ", "MXFP", "NVFP", "BF", "F", "FP"];
+    let numbered = |rest: &str| {
+        let letters_fine = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+        rest.bytes().next().is_some_and(|c| c.is_ascii_digit()) && letters_fine
+    };
+    starts.iter().any(|start| word.strip_prefix(start).is_some_and(numbered))
+}
+
 fn group(files: &[ListedFile]) -> Result<Vec<Group>, PickError> {
     let mut groups: BTreeMap<(&str, u32), Group> = BTreeMap::new();
     for file in files {
@@ -239,6 +278,27 @@ mod tests {
         assert_eq!(picked(&["Q8_0.gguf"], "Q8_0").unwrap(), ["Q8_0.gguf"]);
         assert_eq!(picked(&["Q4_K_M/part.gguf"], "Q4_K_M").unwrap(), ["Q4_K_M/part.gguf"]);
         assert_eq!(picked(&["tiny.Q4_0.gguf"], "Q4_0").unwrap(), ["tiny.Q4_0.gguf"]);
+    }
+
+    #[test]
+    fn a_name_says_its_quant() {
+        for (name, expected) in [
+            (UNSLOTH[1], "UD-Q2_K_XL"),
+            (UNSLOTH[3], "Q2_K_L"),
+            (UNSLOTH[4], "Q8_0"),
+            ("BF16/Kimi-K2.5.gguf", "BF16"),
+            ("tiny.IQ2_XXS.gguf", "IQ2_XXS"),
+            ("gpt-oss-120b-MXFP4_MOE.gguf", "MXFP4_MOE"),
+            ("cloud-Q4_0.gguf", "Q4_0"),
+            ("UD-IQ1_S/part-00001-of-00002.gguf", "UD-IQ1_S"),
+            ("Kimi-K2.5.gguf", "Kimi-K2.5"),
+            ("ä-UD-Q4_0.gguf", "UD-Q4_0"),
+        ] {
+            assert_eq!(quant_of(name), expected, "{name}");
+            assert!(carries(parse(name).stem, expected) || expected == "Kimi-K2.5", "{name}");
+        }
+        let there = models(&files(&UNSLOTH)).unwrap();
+        assert_eq!(there.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1, 2]);
     }
 
     #[test]

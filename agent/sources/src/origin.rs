@@ -1,275 +1,291 @@
-//! A source made ready to read from, and its files as streams of bytes. Names are resolved once: every later connection
-//! goes to the addresses that were checked.
+//! A source made ready to read from, and its files as streams of bytes. Mirrors are tried in order.
 
-use std::io::{self, SeekFrom};
-use std::net::{IpAddr, SocketAddr};
+mod bucket;
+mod hub;
+mod located;
+mod registry;
+mod site;
+
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode, Url, header};
-use thiserror::Error;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::net::lookup_host;
-use tokio::time::timeout;
+use reqwest::Url;
+use reqwest::header::HeaderValue;
+use tandem_worker_api::Sha256Hex;
 
-use crate::source::{self, is_forbidden};
-use crate::{Access, Secret, Source};
+use crate::http::Http;
+use crate::source;
+use crate::{Access, Body, Secret, Source, TransferError};
 
-/// How much of a local file is read at once, in bytes.
-const BLOCK: usize = 1 << 20;
-const MOST_REDIRECTS: usize = 5;
+/// A source made ready to read from. Cheap to clone and to share; every read is a request of its own, over connections that
+/// all of them share.
+#[derive(Clone)]
+pub struct Origin(Arc<Inner>);
 
-/// A file could not be read to its end.
-#[derive(Debug, Error)]
-pub enum TransferError {
-    /// It is not there.
-    #[error("`{0}` does not exist")]
-    NotFound(String),
-    /// A folder, pipe or device.
-    #[error("`{0}` is not a regular file")]
-    NotAFile(String),
-    /// The disk said no.
-    #[error("`{path}` can't be read")]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The name of the host has no address.
-    #[error("the host of `{url}` has no address")]
-    NoAddress {
-        /// Where it was to be fetched from.
-        url: Url,
-        /// What the resolver said, when it failed.
-        source: Option<io::Error>,
-    },
-    /// The name of the host leads to an address that no model comes from.
-    #[error("`{host}` leads to {address}, a link-local, metadata or multicast address: not fetched")]
-    ForbiddenAddress {
-        /// The name.
-        host: String,
-        /// What it resolves to.
-        address: IpAddr,
-    },
-    /// No TLS settings could be made.
-    #[error("no connection could be set up")]
-    Client(#[source] reqwest::Error),
-    /// Nobody answers, TLS fails, or the body breaks off.
-    #[error("`{url}` could not be fetched")]
-    Http {
-        /// What was fetched.
-        url: Url,
-        /// What went wrong.
-        source: reqwest::Error,
-    },
-    /// The server sends us elsewhere.
-    #[error(
-        "`{url}` redirects to another host, scheme or port, which is not followed: name that place in the source"
-    )]
-    Redirect {
-        /// What was fetched.
-        url: Url,
-    },
-    /// Another answer than 200.
-    #[error("`{url}` answers {status}")]
-    Status {
-        /// What was fetched.
-        url: Url,
-        /// What the server said.
-        status: StatusCode,
+enum Inner {
+    Folder(PathBuf),
+    Remote {
+        /// In the order in which they are tried; never empty.
+        places: Vec<Place>,
+        /// Which one answered last.
+        good: AtomicUsize,
+        source: Source,
     },
 }
-
-impl TransferError {
-    /// Whether the next try may go better.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Http { .. } => true,
-            Self::NoAddress { source, .. } => source.is_some(),
-            Self::Status { status, .. } => {
-                status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429)
-            }
-            _ => false,
-        }
-    }
-}
-
-/// A source made ready to read from. Cheap to share; every read is a request of its own.
-pub struct Origin(Place);
 
 enum Place {
-    Folder(PathBuf),
-    Site { client: Client, base: Url },
+    Site(site::Site),
+    Hub(hub::Hub),
+    Bucket(bucket::Bucket),
+    Registry(registry::Registry),
 }
 
-/// An open file, or a range of one.
-pub struct Body {
-    from: From,
-    /// Length of the whole file in bytes, as the file system or the server says.
-    pub file_length: Option<u64>,
+/// What a place says that it has.
+pub(crate) enum Listing {
+    /// No `SHA256SUMS`, where there should be one.
+    None,
+    /// The bytes of a `SHA256SUMS`.
+    Sums(Vec<u8>),
+    /// One that is longer than any real one.
+    HugeSums,
+    /// Files of which the place knows more than the name.
+    Files(Vec<Entry>),
 }
 
-enum From {
-    File { file: File, path: PathBuf, left: u64 },
-    Site { response: Response, url: Url },
+/// A file, as a hub or a registry lists it.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// Relative to the source.
+    pub(crate) name: String,
+    /// Of large files only, on hubs.
+    pub(crate) sha256: Option<Sha256Hex>,
+    pub(crate) bytes: u64,
 }
 
 impl Origin {
-    /// Prepares to read: resolves and checks the host once, and gets what every read needs.
+    /// Prepares to read: checks the source against the allow-list, resolves and checks the hosts once, and finds out which
+    /// revision a branch or tag is now.
     ///
     /// # Errors
-    /// When nothing could be read from there.
+    /// When nothing could be read from there. With mirrors, it is what the first of them says.
     pub async fn open(
         source: &Source,
-        _credential: Option<&Secret>,
+        credential: Option<&Secret>,
         access: &Access,
     ) -> Result<Self, TransferError> {
-        match &source.place {
-            source::Place::Folder(path) => Ok(Self(Place::Folder(path.clone()))),
-            source::Place::Site(base) => {
-                Ok(Self(Place::Site { client: client(base, access).await?, base: base.clone() }))
+        access.allows(source)?;
+        if let source::Place::Folder(path) = &source.place {
+            return Ok(Self(Arc::new(Inner::Folder(path.clone()))));
+        }
+        let mirrors: Vec<Option<(&str, &Url)>> = match access.mirrors_of(source) {
+            mirrors if mirrors.is_empty() => vec![None],
+            mirrors => mirrors.into_iter().map(Some).collect(),
+        };
+        let (mut places, mut source, mut failed) = (Vec::new(), source.clone(), None);
+        for mirror in mirrors {
+            match Place::open(&source, mirror, credential, access).await {
+                Ok(place) => {
+                    // A branch may be elsewhere on the next mirror: from here on it is this revision.
+                    if let Some(revision) = place.revision() {
+                        source = source.pinned(revision);
+                    }
+                    places.push(place);
+                }
+                Err(error) => failed = failed.or(Some(error)),
             }
+        }
+        match failed {
+            Some(error) if places.is_empty() => Err(error),
+            _ => Ok(Self(Arc::new(Inner::Remote { places, good: AtomicUsize::new(0), source }))),
         }
     }
 
-    /// Reads a file, or the bytes of it that `range` names, which must not be empty. `name` is relative and stays inside
-    /// the origin; the caller has checked that. One try.
+    /// Reads a file, or the bytes of it that `range` names, which must not be empty and may reach past the file's end. `name`
+    /// is relative and stays inside the origin; the caller has checked that. One try; with mirrors, one of each.
     ///
     /// # Errors
     /// When the file is not there, or does not answer for just these bytes.
     pub async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Body, TransferError> {
-        match &self.0 {
-            Place::Folder(folder) => Body::of_file(&folder.join(name), range).await,
-            Place::Site { client, base } => {
-                let mut url = base.clone();
-                if let Ok(mut segments) = url.path_segments_mut() {
-                    segments.pop_if_empty().extend(name.split('/'));
+        let (places, good) = match &*self.0 {
+            Inner::Folder(folder) => return Body::of_file(&folder.join(name), range).await,
+            Inner::Remote { places, good, .. } => (places, good),
+        };
+        let first = good.load(Ordering::Relaxed);
+        let mut failed = None;
+        for index in (first..places.len()).chain(0..first) {
+            match places[index].read(name, range.clone()).await {
+                Ok(body) => {
+                    good.store(index, Ordering::Relaxed);
+                    return Ok(body);
                 }
-                get(client, url, range).await
+                Err(error) if error.is_of_the_place() => failed = failed.or(Some(error)),
+                Err(error) => return Err(error),
             }
+        }
+        Err(failed.expect("an origin has at least one place, and each that doesn't answer says why"))
+    }
+
+    /// What there is to choose from.
+    pub(crate) async fn list(&self) -> Result<Listing, TransferError> {
+        match &*self.0 {
+            Inner::Folder(_) => self.sums().await,
+            Inner::Remote { places, .. } => match &places[0] {
+                Place::Hub(hub) => hub.list().await.map(Listing::Files),
+                Place::Registry(registry) => Ok(Listing::Files(registry.list())),
+                Place::Site(_) | Place::Bucket(_) => self.sums().await,
+            },
+        }
+    }
+
+    async fn sums(&self) -> Result<Listing, TransferError> {
+        let mut body = match self.read(crate::sums::NAME, None).await {
+            Ok(body) => body,
+            Err(TransferError::NotFound(_)) => return Ok(Listing::None),
+            Err(error) => return Err(error),
+        };
+        let text = body.collect(crate::sums::LONGEST).await?;
+        Ok(text.map_or(Listing::HugeSums, Listing::Sums))
+    }
+
+    /// The source with its revision pinned, where it has one.
+    pub(crate) fn pinned(&self) -> Option<&Source> {
+        match &*self.0 {
+            Inner::Folder(_) => None,
+            Inner::Remote { source, .. } => Some(source),
         }
     }
 
     /// Whether this is a local folder that is not there.
     pub(crate) fn is_missing(&self) -> bool {
-        matches!(&self.0, Place::Folder(folder) if !folder.is_dir())
+        matches!(&*self.0, Inner::Folder(folder) if !folder.is_dir())
     }
 
     /// Where a file is on this machine's own disk, for sources that are there.
     #[must_use]
     pub fn local_path(&self, name: &str) -> Option<PathBuf> {
-        match &self.0 {
-            Place::Folder(folder) => Some(folder.join(name)),
-            Place::Site { .. } => None,
+        match &*self.0 {
+            Inner::Folder(folder) => Some(folder.join(name)),
+            Inner::Remote { .. } => None,
         }
     }
 }
 
-impl Body {
-    /// Opens a file of this machine, or a range of it.
-    ///
-    /// # Errors
-    /// When it is not there, or no regular file.
-    pub async fn of_file(path: &Path, range: Option<Range<u64>>) -> Result<Self, TransferError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => TransferError::NotFound(path.display().to_string()),
-            _ => TransferError::File { path: path.to_owned(), source },
+impl Place {
+    async fn open(
+        source: &Source,
+        mirror: Option<(&str, &Url)>,
+        credential: Option<&Secret>,
+        access: &Access,
+    ) -> Result<Self, TransferError> {
+        let endpoint = mirror.map(|(_, url)| url.clone());
+        let connect = async |url: &Url| {
+            let http = Http::new(url.scheme() == "http", access)?;
+            http.check(url).await?;
+            Ok::<_, TransferError>(http)
         };
-        // Asked before opening: opening a pipe would wait for its writer.
-        let metadata = tokio::fs::metadata(path).await.map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(TransferError::NotAFile(path.display().to_string()));
-        }
-        let mut file = File::open(path).await.map_err(failed)?;
-        file.set_max_buf_size(BLOCK);
-        let Range { start, end } = range.unwrap_or(0..u64::MAX);
-        file.seek(SeekFrom::Start(start)).await.map_err(failed)?;
-        let from = From::File { file, path: path.to_owned(), left: end.saturating_sub(start) };
-        Ok(Self { from, file_length: Some(metadata.len()) })
-    }
-
-    /// The next bytes, up to a mebibyte; `None` at the end.
-    ///
-    /// # Errors
-    /// When the transfer breaks off.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, TransferError> {
-        match &mut self.from {
-            From::File { file, path, left } => {
-                let most = BLOCK.min(usize::try_from(*left).unwrap_or(BLOCK));
-                let mut block = BytesMut::with_capacity(most).limit(most);
-                let read = file.read_buf(&mut block).await;
-                let read = read.map_err(|source| TransferError::File { path: path.clone(), source })?;
-                *left -= read as u64;
-                Ok((read > 0).then(|| block.into_inner().freeze()))
+        Ok(match &source.place {
+            source::Place::Folder(_) => unreachable!("folders are opened without a place"),
+            source::Place::Site(base) => {
+                let base = match mirror {
+                    Some((from, to)) => moved(base, from, to),
+                    None => base.clone(),
+                };
+                Self::Site(site::Site::new(connect(&base).await?, base, credential)?)
             }
-            From::Site { response, url } => response.chunk().await.map_err(|e| http(url.clone(), e)),
-        }
-    }
-}
-
-async fn client(base: &Url, access: &Access) -> Result<Client, TransferError> {
-    let addresses = addresses(base, access).await?;
-    let mut builder = Client::builder()
-        .user_agent(concat!("tandem/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(access.connect)
-        .read_timeout(access.idle)
-        .no_proxy()
-        .referer(false)
-        .redirect(Policy::custom(|attempt| {
-            let stays =
-                attempt.previous().first().is_some_and(|first| first.origin() == attempt.url().origin());
-            if stays && attempt.previous().len() <= MOST_REDIRECTS {
-                attempt.follow()
-            } else {
-                attempt.stop()
+            source::Place::Hub { repo, revision, below } => {
+                let endpoint = endpoint.unwrap_or_else(Access::hub);
+                let http = connect(&endpoint).await?;
+                let revision = revision.as_deref().unwrap_or("main");
+                Self::Hub(hub::Hub::open(http, endpoint, repo, revision, below, credential).await?)
             }
-        }))
-        .resolve_to_addrs(base.host_str().unwrap_or_default(), &addresses);
-    builder = if base.scheme() == "http" {
-        builder.tls_certs_only([])
-    } else {
-        builder.https_only(true).tls_certs_merge(access.extra_roots.iter().cloned())
-    };
-    builder.build().map_err(TransferError::Client)
-}
-
-async fn addresses(base: &Url, access: &Access) -> Result<Vec<SocketAddr>, TransferError> {
-    let host = base.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let port = base.port_or_known_default().unwrap_or(443);
-    let unknown = |source| TransferError::NoAddress { url: base.clone(), source };
-    let found = timeout(access.connect, lookup_host((host, port))).await;
-    let found = found.unwrap_or_else(|late| Err(late.into())).map_err(|error| unknown(Some(error)))?;
-    let addresses: Vec<SocketAddr> = found.collect();
-    if let Some(bad) = addresses.iter().find(|address| is_forbidden(address.ip())) {
-        return Err(TransferError::ForbiddenAddress { host: host.to_owned(), address: bad.ip() });
+            source::Place::Bucket { name, prefix } => {
+                let bucket = bucket::Address::new(name, endpoint.as_ref(), &access.s3)?;
+                let http = connect(bucket.url()).await?;
+                Self::Bucket(bucket::Bucket::new(http, bucket, prefix, credential)?)
+            }
+            source::Place::Registry { host, repo, reference } => {
+                let endpoint = endpoint.map_or_else(|| registry::endpoint(host), Ok)?;
+                let http = connect(&endpoint).await?;
+                let repo = registry::repository(host, repo);
+                Self::Registry(registry::Registry::open(http, endpoint, repo, reference, credential).await?)
+            }
+        })
     }
-    if addresses.is_empty() { Err(unknown(None)) } else { Ok(addresses) }
-}
 
-async fn get(client: &Client, url: Url, range: Option<Range<u64>>) -> Result<Body, TransferError> {
-    let mut request = client.get(url.clone());
-    if let Some(Range { start, end }) = &range {
-        request = request.header(header::RANGE, format!("bytes={start}-{}", end - 1));
-    }
-    let response = request.send().await.map_err(|e| http(url.clone(), e))?;
-    let file_length = match response.status() {
-        StatusCode::OK if range.is_none() => response.content_length(),
-        StatusCode::PARTIAL_CONTENT if range.is_some() => {
-            let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
-            range.and_then(|range| range.rsplit_once('/')).and_then(|(_, length)| length.parse().ok())
+    async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Body, TransferError> {
+        match self {
+            Self::Site(site) => site.read(name, range).await,
+            Self::Hub(hub) => hub.read(name, range).await,
+            Self::Bucket(bucket) => bucket.read(name, range).await,
+            Self::Registry(registry) => registry.read(name, range).await,
         }
-        StatusCode::NOT_FOUND | StatusCode::GONE => return Err(TransferError::NotFound(url.to_string())),
-        status if status.is_redirection() => return Err(TransferError::Redirect { url }),
-        status => return Err(TransferError::Status { url, status }),
-    };
-    Ok(Body { file_length, from: From::Site { response, url } })
+    }
+
+    fn revision(&self) -> Option<&str> {
+        match self {
+            Self::Hub(hub) => Some(hub.commit()),
+            Self::Registry(registry) => Some(registry.digest()),
+            Self::Site(_) | Self::Bucket(_) => None,
+        }
+    }
 }
 
-fn http(url: Url, source: reqwest::Error) -> TransferError {
-    TransferError::Http { url, source: source.without_url() }
+/// What `base` is on a mirror of `from`.
+fn moved(base: &Url, from: &str, to: &Url) -> Url {
+    let rest = base.as_str().strip_prefix(from).unwrap_or_default();
+    // A mirror of all of https:// keeps the hosts as folders.
+    to.join(rest.trim_start_matches('/')).unwrap_or_else(|_| to.clone())
+}
+
+/// A URL below a base whose path ends with `/`.
+fn below<'a>(base: &Url, parts: impl IntoIterator<Item = &'a str>) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(parts.into_iter().filter(|part| !part.is_empty()));
+    }
+    url
+}
+
+/// `Bearer` for a token, `Basic` for a name with a password.
+fn authorization(credential: &Secret) -> Result<HeaderValue, TransferError> {
+    let text = credential.reveal();
+    let value = match text.split_once(':') {
+        Some((user, password)) => http_auth::basic::encode_credentials(user, password),
+        None => format!("Bearer {text}"),
+    };
+    let mut value =
+        HeaderValue::try_from(value).map_err(|_| TransferError::BadCredential("a token or USER:PASSWORD"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_tokens_or_names_with_passwords() {
+        let header = |text: &str| authorization(&Secret::new(text));
+        assert_eq!(header("hf_abc").unwrap(), "Bearer hf_abc");
+        assert_eq!(header("Aladdin:open sesame").unwrap(), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        assert!(header("a\nb").is_err());
+        assert!(!format!("{:?}", header("hf_abc")).contains("abc"));
+    }
+
+    #[test]
+    fn a_mirror_keeps_what_follows_its_prefix() {
+        let moved = |base: &str, from: &str, to: &str| {
+            super::moved(&base.parse().unwrap(), from, &to.parse().unwrap()).to_string()
+        };
+        assert_eq!(
+            moved("https://a.example/x/y/", "https://a.example/x/", "https://b.example/z/"),
+            "https://b.example/z/y/"
+        );
+        assert_eq!(
+            moved("https://a.example/x/", "https://", "https://b.example/"),
+            "https://b.example/a.example/x/"
+        );
+    }
 }

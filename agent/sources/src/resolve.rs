@@ -1,5 +1,8 @@
 //! From a source and a quant to the exact files, their hashes and their headers.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use backon::Retryable;
 use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
@@ -7,8 +10,8 @@ use tandem_gguf::{GgufError, Header};
 use tandem_worker_api::Sha256Hex;
 use thiserror::Error;
 
-use crate::listing::{Shards, as_listed, by_name, by_quant};
-use crate::origin::Origin;
+use crate::listing::{as_listed, by_name, by_quant};
+use crate::origin::{Listing, Origin};
 use crate::{Access, BadSums, ListedFile, PickError, Secret, Source, TransferError, header, sums};
 
 /// Headers that are read at once.
@@ -75,12 +78,30 @@ pub enum ResolveError {
     /// Its place doesn't say how long a file is.
     #[error("the server doesn't say how long `{0}` is: it must answer range requests with a Content-Range")]
     NoLength(String),
+    /// Another length than its place says.
+    #[error("`{name}` is {found} bytes long, and its place lists it with {listed}: one of them is wrong")]
+    WrongLength {
+        /// Which file.
+        name: String,
+        /// What the hub, or the registry, lists.
+        listed: u64,
+        /// What is sent.
+        found: u64,
+    },
     /// Two answers that are not of one file.
     #[error("`{0}` changes while it is read: try again once it is whole")]
     Changing(String),
 }
 
 impl ResolveError {
+    /// How long to wait before the next try; see [`TransferError::wait`].
+    pub(crate) fn wait(&self, planned: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::Transfer(error) => error.wait(planned),
+            _ => planned,
+        }
+    }
+
     /// Whether the same question may have an answer later, without anybody changing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -88,10 +109,10 @@ impl ResolveError {
     }
 }
 
-/// Finds the files that `quant` means, with the hash that `SHA256SUMS`, or the manifest's own list, says, and reads their
-/// headers by range requests. The files themselves are hashed by whoever fetches them, before anything loads them.
+/// Finds the files that `quant` means, with the hash that the hub, the registry or `SHA256SUMS` says, and reads their
+/// headers by range requests. Branches and tags are resolved once: the source that comes back is pinned. The files themselves are hashed by whoever fetches them, before anything loads them.
 ///
-/// With `listed` files, they are the model, and neither `quant` nor `SHA256SUMS` is looked at.
+/// With `listed` files, they are the model, and neither `quant` nor what the place lists is looked at.
 ///
 /// # Errors
 /// See [`ResolveError`]; each says what to change.
@@ -102,58 +123,68 @@ pub async fn resolve(
     credential: Option<&Secret>,
     access: &Access,
 ) -> Result<Resolved, ResolveError> {
-    let prepare = || Origin::open(source, credential, access);
-    let origin = prepare.retry(access.backoff()).when(TransferError::is_transient).await?;
-    let picked = pick(&origin, source, quant, listed, access).await?;
+    let origin = opened(source, credential, access).await?;
+    let (picked, lengths) = if listed.is_empty() {
+        let (there, lengths) = files(&origin, source, access).await?;
+        let picked = match &source.file {
+            Some(name) => by_name(&there, name)?,
+            None => by_quant(&there, quant)?,
+        };
+        (picked, lengths)
+    } else {
+        (as_listed(listed)?, BTreeMap::new())
+    };
     let reads = picked.iter().enumerate();
     let reads = reads.map(|(index, file)| header::read(&origin, &file.name, index == 0, access));
     let headers: Vec<Header> =
         stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await?;
-    let files = picked.into_iter().zip(&headers).map(|(file, header)| ResolvedFile {
-        name: file.name,
-        sha256: file.sha256,
-        bytes: header.file_len,
+    let files = picked.into_iter().zip(&headers).map(|(file, header)| {
+        let (name, found) = (file.name, header.file_len);
+        match lengths.get(&name) {
+            Some(listed) if *listed != found => {
+                Err(ResolveError::WrongLength { name, listed: *listed, found })
+            }
+            _ => Ok(ResolvedFile { name, sha256: file.sha256, bytes: found }),
+        }
     });
-    let files: Vec<ResolvedFile> = files.collect();
-    Ok(Resolved { revision: revision(&files), source: source.clone(), files, headers })
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let source = origin.pinned().unwrap_or(source).clone();
+    Ok(Resolved { revision: revision(&files), source, files, headers })
 }
 
-async fn pick(
+/// The source, ready to read from; tried as often as `access` says.
+pub(crate) async fn opened(
+    source: &Source,
+    credential: Option<&Secret>,
+    access: &Access,
+) -> Result<Origin, TransferError> {
+    let prepare = || Origin::open(source, credential, access);
+    let retried =
+        prepare.retry(access.backoff()).when(TransferError::is_transient).adjust(TransferError::wait);
+    retried.await
+}
+
+/// Every file with a digest, and the lengths of those whose place knows them.
+pub(crate) async fn files(
     origin: &Origin,
     source: &Source,
-    quant: &str,
-    listed: &[ListedFile],
     access: &Access,
-) -> Result<Shards, ResolveError> {
-    if !listed.is_empty() {
-        return Ok(as_listed(listed)?);
-    }
-    let read = || sums_of(origin, source);
-    let retried = read.retry(access.backoff()).when(ResolveError::is_transient).await?;
-    let there = sums::parse(&retried)?;
-    Ok(match &source.file {
-        Some(name) => by_name(&there, name)?,
-        None => by_quant(&there, quant)?,
-    })
-}
-
-async fn sums_of(origin: &Origin, source: &Source) -> Result<Vec<u8>, ResolveError> {
-    let mut body = match origin.read(sums::NAME, None).await {
-        Ok(body) => body,
-        Err(TransferError::NotFound(_)) if origin.is_missing() => {
-            return Err(ResolveError::NoFolder(source.to_string()));
-        }
-        Err(TransferError::NotFound(_)) => return Err(ResolveError::NoSums(source.to_string())),
-        Err(error) => return Err(error.into()),
-    };
-    let mut bytes = Vec::new();
-    while let Some(block) = body.next().await? {
-        bytes.extend_from_slice(&block);
-        if bytes.len() > sums::LONGEST {
-            return Err(ResolveError::HugeSums(source.to_string()));
+) -> Result<(Vec<ListedFile>, BTreeMap<String, u64>), ResolveError> {
+    let list = || origin.list();
+    let retried = list.retry(access.backoff()).when(TransferError::is_transient).adjust(TransferError::wait);
+    match retried.await? {
+        Listing::None if origin.is_missing() => Err(ResolveError::NoFolder(source.to_string())),
+        Listing::None => Err(ResolveError::NoSums(source.to_string())),
+        Listing::HugeSums => Err(ResolveError::HugeSums(source.to_string())),
+        Listing::Sums(bytes) => Ok((sums::parse(&bytes)?, BTreeMap::new())),
+        Listing::Files(entries) => {
+            let lengths = entries.iter().map(|entry| (entry.name.clone(), entry.bytes)).collect();
+            let listed = entries
+                .into_iter()
+                .filter_map(|entry| Some(ListedFile { name: entry.name, sha256: entry.sha256? }));
+            Ok((listed.collect(), lengths))
         }
     }
-    Ok(bytes)
 }
 
 fn revision(files: &[ResolvedFile]) -> String {

@@ -1,5 +1,7 @@
 //! Where a model's files are, as a manifest says it. Parsing touches neither disk nor network.
 
+mod text;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -9,9 +11,13 @@ use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use thiserror::Error;
 
+pub(crate) use self::text::is_digest;
+use crate::address::{Reach, reach};
+
 const LONGEST: usize = 2048;
 
-/// A folder of GGUF files, on disk or on a web server; perhaps with one file of it named.
+/// A folder of GGUF files: on disk, on a web server, in a repository of a hub or a registry, or in a bucket; perhaps with
+/// one file of it named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     text: String,
@@ -25,16 +31,54 @@ pub(crate) enum Place {
     Folder(PathBuf),
     /// Its path ends with `/`.
     Site(Url),
+    /// A repository of the Hugging Face hub, or of what speaks like it.
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// A branch, tag or commit; none is `main`.
+        revision: Option<String>,
+        /// The folder inside, without `/` at its ends; empty for the repository itself.
+        below: String,
+    },
+    Bucket {
+        name: String,
+        /// Without `/` at its ends; perhaps empty.
+        prefix: String,
+    },
+    Registry {
+        /// With its port, if it says one.
+        host: String,
+        repo: String,
+        reference: Reference,
+    },
+}
+
+/// Which manifest of an OCI repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reference {
+    Tag(String),
+    /// `sha256:` and 64 digits.
+    Digest(String),
+}
+
+impl Reference {
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Tag(text) | Self::Digest(text) => text,
+        }
+    }
 }
 
 /// A source that can't be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum BadSource {
     /// No URL at all.
-    #[error("`{0}` is not a source: write file:///absolute/folder or https://host/folder/")]
+    #[error(
+        "`{0}` is not a source: write hf://owner/repository, https://host/folder/, s3://bucket/prefix, oci://registry/repository:tag or file:///absolute/folder"
+    )]
     NotAUrl(String),
     /// A scheme that nothing here reads.
-    #[error("`{0}` sources are not supported: use file:///absolute/folder or https://host/folder/")]
+    #[error("`{0}` sources are not supported: use hf://, https://, s3://, oci:// or file:///")]
     Scheme(String),
     /// Plain HTTP to a machine elsewhere.
     #[error("http:// is for loopback addresses such as 127.0.0.1 only: use https:// for `{0}`")]
@@ -48,6 +92,21 @@ pub enum BadSource {
     /// An address that is never a model's.
     #[error("`{0}` is a link-local, metadata or multicast address: models are not fetched from there")]
     Address(IpAddr),
+    /// Not the shape of a hub's repository.
+    #[error(
+        "`{0}` names no repository of a hub: write hf://owner/repository or hf://owner/repository@revision, such as hf://unsloth/Kimi-K2.5-GGUF@main"
+    )]
+    Hub(String),
+    /// Not the shape of a bucket.
+    #[error(
+        "`{0}` names no bucket: write s3://bucket/prefix, with 3 to 63 of a-z, 0-9, '.' and '-' for the bucket"
+    )]
+    Bucket(String),
+    /// Not the shape of a registry's repository.
+    #[error(
+        "`{0}` names no repository of a registry: write oci://registry/repository:tag or oci://registry/repository@sha256:digest"
+    )]
+    Registry(String),
 }
 
 impl Source {
@@ -55,6 +114,37 @@ impl Source {
     #[must_use]
     pub fn is_local(&self) -> bool {
         matches!(self.place, Place::Folder(_))
+    }
+
+    /// The same place at exactly this revision: a hub's commit, or a registry's digest. Places without revisions stay as
+    /// they are.
+    #[must_use]
+    pub fn pinned(&self, revision: &str) -> Self {
+        let mut pinned = self.clone();
+        match &mut pinned.place {
+            Place::Hub { revision: pin, .. } => *pin = Some(revision.to_owned()),
+            Place::Registry { reference, .. } => *reference = Reference::Digest(revision.to_owned()),
+            Place::Folder(_) | Place::Site(_) | Place::Bucket { .. } => return pinned,
+        }
+        pinned.text = text::written(&pinned);
+        pinned
+    }
+
+    /// The form that allow-lists and mirrors are compared with: lower-case host, no `..`, one spelling.
+    pub(crate) fn canonical(&self) -> String {
+        let with_file = |mut folder: Url| {
+            if let (Some(file), Ok(mut segments)) = (&self.file, folder.path_segments_mut()) {
+                segments.pop_if_empty().push(file);
+            }
+            folder.into()
+        };
+        match &self.place {
+            Place::Folder(path) => {
+                Url::from_directory_path(path).map_or_else(|()| self.text.clone(), with_file)
+            }
+            Place::Site(base) => with_file(base.clone()),
+            _ => text::written(self),
+        }
     }
 }
 
@@ -78,19 +168,31 @@ impl FromStr for Source {
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(BadSource::Unwanted("spaces or control characters (write %20 for a space)"));
         }
-        let url = Url::parse(text).map_err(|_| BadSource::NotAUrl(shown()))?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(BadSource::Unwanted("a user name or password"));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
+        if text.contains(['?', '#']) {
             return Err(BadSource::Unwanted("`?` or `#`"));
         }
-        let (place, file) = match url.scheme() {
-            "file" => folder(&url).ok_or_else(|| BadSource::NotAbsolute(shown()))?,
-            "https" | "http" => site(&url)?,
-            other => return Err(BadSource::Scheme(other.to_owned())),
+        let (place, file) = match text.split_once("://") {
+            Some(("hf", rest)) => text::hub(rest).ok_or_else(|| BadSource::Hub(shown()))?,
+            Some(("s3", rest)) => text::bucket(rest).ok_or_else(|| BadSource::Bucket(shown()))?,
+            Some(("oci", rest)) => text::registry(rest).ok_or_else(|| BadSource::Registry(shown()))?,
+            _ => url(text, shown)?,
         };
         Ok(Self { text: text.to_owned(), place, file })
+    }
+}
+
+fn url(text: &str, shown: impl Fn() -> String) -> Result<(Place, Option<String>), BadSource> {
+    let url = Url::parse(text).map_err(|_| BadSource::NotAUrl(shown()))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(BadSource::Unwanted("a user name or password"));
+    }
+    match url.scheme() {
+        "file" => folder(&url).ok_or_else(|| BadSource::NotAbsolute(shown())),
+        "https" | "http" => site(&url),
+        "hf" => Err(BadSource::Hub(shown())),
+        "s3" => Err(BadSource::Bucket(shown())),
+        "oci" => Err(BadSource::Registry(shown())),
+        other => Err(BadSource::Scheme(other.to_owned())),
     }
 }
 
@@ -104,14 +206,7 @@ fn folder(url: &Url) -> Option<(Place, Option<String>)> {
 }
 
 fn site(url: &Url) -> Result<(Place, Option<String>), BadSource> {
-    let host = url.host_str().unwrap_or_default();
-    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
-    if url.scheme() == "http" && !literal.is_some_and(|address| address.is_loopback()) {
-        return Err(BadSource::PlainHttp(host.to_owned()));
-    }
-    if let Some(address) = literal.filter(|address| is_forbidden(*address)) {
-        return Err(BadSource::Address(address));
-    }
+    check_host(url)?;
     let last = url.path_segments().and_then(|mut segments| segments.next_back()).unwrap_or_default();
     // A file's URL can't be told from a folder's but by its name; a folder gets the slash that joining needs.
     let file = is_gguf(last).then(|| percent_decode_str(last).decode_utf8_lossy().into_owned());
@@ -126,93 +221,27 @@ fn site(url: &Url) -> Result<(Place, Option<String>), BadSource> {
     Ok((Place::Site(base), file))
 }
 
+/// Refuses plain HTTP to other machines, and addresses that no model comes from.
+pub(crate) fn check_host(url: &Url) -> Result<(), BadSource> {
+    let host = url.host_str().unwrap_or_default();
+    let literal = literal(host);
+    if url.scheme() == "http" && literal.and_then(reach) != Some(Reach::Loopback) {
+        return Err(BadSource::PlainHttp(host.to_owned()));
+    }
+    match literal.filter(|address| reach(*address).is_none()) {
+        Some(address) => Err(BadSource::Address(address)),
+        None => Ok(()),
+    }
+}
+
+/// The address that a URL's host is, if it is one.
+pub(crate) fn literal(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
 pub(crate) fn is_gguf(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-/// Addresses that answer with a machine's own secrets, or that are no single machine.
-pub(crate) fn is_forbidden(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                // Alibaba Cloud's metadata service is the one outside the link-local range.
-                || v4.octets() == [100, 100, 100, 200]
-        }
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => is_forbidden(IpAddr::V4(v4)),
-            None => {
-                v6.is_unicast_link_local()
-                    || v6.is_unspecified()
-                    || v6.is_multicast()
-                    // The metadata service of AWS over IPv6.
-                    || v6.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
-            }
-        },
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Source, BadSource> {
-        text.parse()
-    }
-
-    #[test]
-    fn folders_and_files_are_told_apart_by_name() {
-        let source = parse("file:///models/tiny").unwrap();
-        assert_eq!((source.place, source.file), (Place::Folder("/models/tiny".into()), None));
-        let source = parse("file:///models/tiny%20one/a.GGUF").unwrap();
-        assert_eq!(source.place, Place::Folder("/models/tiny one".into()));
-        assert_eq!(source.file.as_deref(), Some("a.GGUF"));
-        for folder in ["https://w.example/k2/", "https://w.example/k2"] {
-            let Place::Site(url) = parse(folder).unwrap().place else { panic!("{folder}") };
-            assert_eq!(url.as_str(), "https://w.example/k2/");
-        }
-        let source = parse("https://w.example/k2/a%20b.gguf").unwrap();
-        assert_eq!(source.file.as_deref(), Some("a b.gguf"));
-        let Place::Site(url) = source.place else { panic!() };
-        assert_eq!(url.as_str(), "https://w.example/k2/");
-    }
-
-    #[test]
-    fn every_refusal_says_what_to_write_instead() {
-        for (text, expected) in [
-            ("/models/tiny", "file:///"),
-            ("models", "file:///"),
-            ("file://other/models", "file:///absolute"),
-            ("hf://unsloth/Kimi-K2.5-GGUF", "`hf` sources are not supported"),
-            ("s3://bucket/x", "`s3` sources"),
-            ("ftp://h/x", "`ftp` sources"),
-            ("http://w.example/k2/", "use https://"),
-            ("http://localhost/k2/", "use https://"),
-            ("https://user@w.example/", "user name"),
-            ("https://u:p@w.example/", "user name"),
-            ("https://w.example/?token=1", "`?`"),
-            ("https://w.example/#x", "`#`"),
-            ("https:\\\\w.example\\x", "backslash"),
-            ("https://w.example/a b", "%20"),
-            ("https://169.254.169.254/latest/", "link-local"),
-            ("https://[fe80::1]/x", "link-local"),
-            ("https://[::ffff:169.254.169.254]/x", "link-local"),
-            ("https://2852039166/x", "link-local"),
-            ("https://0.0.0.0/x", "link-local"),
-            ("", "is not a source"),
-        ] {
-            let error = parse(text).unwrap_err().to_string();
-            assert!(error.contains(expected), "{text}: {error}");
-        }
-        assert!(parse(&format!("https://w.example/{}", "x".repeat(4000))).is_err());
-    }
-
-    #[test]
-    fn plain_http_is_for_loopback() {
-        for text in ["http://127.0.0.1:8000/x/", "http://[::1]:8000/x/"] {
-            assert!(parse(text).is_ok(), "{text}");
-        }
-    }
-}
+mod tests;

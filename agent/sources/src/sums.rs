@@ -8,7 +8,7 @@ use crate::ListedFile;
 /// What the file is called.
 pub(crate) const NAME: &str = "SHA256SUMS";
 /// Longest such file that is read, in bytes: some ten thousand lines.
-pub(crate) const LONGEST: usize = 1 << 20;
+pub(crate) const LONGEST: u64 = 1 << 20;
 
 /// A `SHA256SUMS` that can't be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -96,29 +96,6 @@ async fn a_server_in_trouble_is_asked_again_and_one_without_the_file_is_not() {
 }
 
 #[tokio::test]
-async fn redirects_stay_on_the_server() {
-    let server = Server::start().await;
-    let elsewhere = Server::start().await;
-    let file = good(&server);
-    good(&elsewhere);
-    server.on("/moved.gguf", [Answer::Bytes(bytes())]);
-    server.on(&format!("/{NAME}"), [Answer::Redirect("/moved.gguf".to_owned())]);
-    assert!(fetched(&server, &file).await.0.is_ok());
-    let plain = server.url.replace("https", "http");
-    for to in
-        [format!("{}{NAME}", elsewhere.url), format!("{plain}{NAME}"), "https://169.254.169.254/".into()]
-    {
-        server.on(&format!("/{NAME}"), [Answer::Redirect(to)]);
-        let (whole, _) = fetched(&server, &file).await;
-        assert!(matches!(whole, Err(FetchError::Transfer(TransferError::Redirect { .. }))));
-    }
-    assert_eq!(elsewhere.asked(&format!("/{NAME}")), 0);
-    server.on(&format!("/{NAME}"), [Answer::Redirect(format!("/{NAME}"))]);
-    assert!(fetched(&server, &file).await.0.is_err());
-    assert_eq!(server.asked(&format!("/{NAME}")), 6);
-}
-
-#[tokio::test]
 async fn bodies_are_bounded() {
     let server = Server::start().await;
     let file = good(&server);

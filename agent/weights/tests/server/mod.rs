@@ -28,7 +28,6 @@ pub(crate) enum Answer {
     Cut(Vec<u8>, usize),
     /// Announces all bytes, sends some, and then nothing more.
     Stall(Vec<u8>),
-    Redirect(String),
     Status(StatusCode),
     /// Without Content-Length, and without end.
     Endless,
@@ -96,7 +95,6 @@ async fn answer(State(script): State<Script>, uri: Uri) -> Response {
             let stalled = stream::iter([Ok::<_, io::Error>(some)]).chain(stream::pending());
             announced(bytes.len(), Body::from_stream(stalled))
         }
-        Answer::Redirect(to) => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
         Answer::Status(status) => status.into_response(),
         Answer::Endless => {
             Body::from_stream(stream::repeat_with(|| Ok::<_, io::Error>(Bytes::from_static(&[7; 65536]))))

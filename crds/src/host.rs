@@ -333,7 +333,7 @@ pub struct WeightsStatus {
 }
 
 /// How a transfer of weights fares, as measured coarsely.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TransferStatus {
     /// Verified on this host.

@@ -11,6 +11,7 @@ use tandem_store::{Clock, Store, StoreError};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::asked::Asked;
 use crate::logs::LogRelay;
 use crate::membership;
 use crate::models::Models;
@@ -26,6 +27,7 @@ pub(crate) struct Cluster {
     pub(crate) timing: Timing,
     pub(crate) sessions: Sessions,
     pub(crate) logs: LogRelay,
+    pub(crate) asked: Asked,
     pub(crate) models: Arc<Models>,
     /// Where models may come from, and how they are reached.
     pub(crate) sources: Sources,
@@ -60,6 +62,7 @@ impl Cluster {
             authority,
             timing,
             logs: LogRelay::default(),
+            asked: Asked::default(),
             models: Arc::new(Models::new()),
             sources,
             supplies: watch::Sender::new(Arc::default()),

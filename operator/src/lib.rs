@@ -3,6 +3,7 @@
 //! Nothing here touches the data path: without an operator everything that serves goes on serving.
 
 mod admin;
+mod asked;
 mod attention;
 pub mod authority;
 mod caller;

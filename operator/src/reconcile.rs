@@ -41,6 +41,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         leadership: Leadership::new(Arc::clone(&cluster)),
         models: Arc::clone(&cluster.models),
         said: Said::default(),
+        written: apply::Written::new(),
         version: u64::try_from(cluster.now().as_millisecond()).unwrap_or(1).max(1),
         cluster: Arc::clone(&cluster),
     };
@@ -87,6 +88,7 @@ struct Control {
     leadership: Leadership,
     models: Arc<Models>,
     said: Said,
+    written: apply::Written,
     /// Of the newest route table; starts from the clock, so that it grows over restarts, too.
     version: u64,
 }
@@ -150,15 +152,13 @@ impl Control {
         routes::publish(&cluster.routes, &mut self.version, &plan.routes, revoked);
         let nothing = BTreeMap::new();
         supply(if term.is_some() { &plan.specs } else { &nothing });
-        if term.is_some() {
-            self.carry_out(&observed, &plan).await?;
-        }
-        Ok(due.min(self.until_due(&plan, now)))
+        let due = due.min(self.until_due(&plan, now));
+        Ok(if term.is_some() { due.min(self.carry_out(&observed, &plan).await?) } else { due })
     }
 
-    /// Writes, while leading. The lease is looked at before each kind of write: a pause in between must not let an old leader
+    /// Writes, while leading; how long until what was left out is due. The lease is looked at before each kind of write: a pause in between must not let an old leader
     /// write.
-    async fn carry_out(&mut self, observed: &Observed, plan: &Plan) -> Result<(), StoreError> {
+    async fn carry_out(&mut self, observed: &Observed, plan: &Plan) -> Result<Duration, StoreError> {
         let frozen = plan.frozen.as_deref().unwrap_or_default();
         if self.said.anew("frozen", frozen) && !frozen.is_empty() {
             tracing::warn!(reason = frozen, "placement is frozen");
@@ -174,11 +174,12 @@ impl Control {
         if self.leadership.term().is_some() {
             apply::specs(&self.cluster, observed, plan).await?;
         }
+        let mut due = Duration::MAX;
         if self.leadership.term().is_some() {
-            apply::statuses(&self.cluster, observed, plan).await?;
+            due = apply::statuses(&self.cluster, observed, plan, &mut self.written).await?;
             mark_hosts(&self.cluster, observed).await?;
         }
-        Ok(())
+        Ok(due)
     }
 
     /// What is stored, and what is known of each model; begins to find out what is not.

@@ -151,8 +151,7 @@ pub(crate) async fn find(
 pub(crate) fn missing(namespace: &str, reference: &SecretRef) -> String {
     let SecretRef { name, key } = reference;
     format!(
-        "model.credentials names the value {key} of secret {name}, which is not there: run `tandem secret set {name} {key} \
-         -n {namespace}`"
+        "namespace {namespace} has no secret {name} with a value {key}: run `tandem secret set {name} {key} -n {namespace}`"
     )
 }
 

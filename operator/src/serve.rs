@@ -4,6 +4,7 @@ mod agents;
 mod enrollment;
 mod fleet;
 mod gateways;
+mod models;
 mod objects;
 mod report;
 mod secrets;

@@ -1,6 +1,6 @@
 //! Which hosts are connected to this operator, when each was heard last, and the way to speak to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -132,6 +132,11 @@ impl Sessions {
     pub(crate) fn seen(&self, host: &str) -> (bool, Option<Timestamp>) {
         let inner = self.lock();
         (inner.connected.contains_key(host), inner.last_seen.get(host).copied())
+    }
+
+    /// Hosts that have an open session.
+    pub(crate) fn connected(&self) -> BTreeSet<String> {
+        self.lock().connected.keys().cloned().collect()
     }
 
     /// The newest term that a host says it has obeyed.

@@ -4,13 +4,14 @@
 
 mod world;
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
-use tandem_control_api::{Role, StatusRequest};
+use serde_json::{Value, json};
+use tandem_control_api::{Role, SetSecretRequest, StatusRequest};
 use tandem_pki::Credentials;
 use world::{Machine, World, condition, within};
 
@@ -23,6 +24,14 @@ impl Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
         command.arg("run").arg("--data-dir").arg(data).args(["--listen", &format!("127.0.0.1:{port}")]);
         Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// One that logs everything into a file.
+    fn start_telling_all(data: &Path, port: u16, log: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
+        command.arg("run").arg("--data-dir").arg(data).args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.env("RUST_LOG", "trace").stdin(Stdio::null()).stderr(std::fs::File::create(log).unwrap());
+        Self(command.spawn().unwrap())
     }
 
     fn kill(&mut self) {
@@ -99,6 +108,35 @@ async fn sigkill_and_a_new_start_lose_nothing() {
     assert_eq!(after["metadata"]["generation"], before["metadata"]["generation"]);
     assert_eq!(after["status"]["placements"], before["status"]["placements"]);
     world.join_with(&unspent, Role::Host, "d").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_secret_is_in_no_line_of_the_log() {
+    const VALUE: &str = "hf_s3cr3t-0ne";
+    tandem_pki::install_tls_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let (data, log) = (dir.path().join("operator"), dir.path().join("log"));
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let mut process = Process::start_telling_all(&data, port, &log);
+    let admin = answers(&url, &data.join("admin")).await;
+    let world = World::of_process(dir, &url, admin);
+    let mut machine = world.machine("a", MEMORY).await;
+    let set = |key: &str| SetSecretRequest {
+        namespace: "llm".into(),
+        name: "hub".into(),
+        values: HashMap::from([(key.to_owned(), VALUE.to_owned())]),
+    };
+    world.secrets().set(set("a bad key")).await.unwrap_err();
+    world.secrets().set(set("token")).await.unwrap();
+    let mut manifest = world.deployment("tiny", 0);
+    manifest["spec"]["model"]["credentials"] = json!({"secretRef": {"name": "hub", "key": "token"}});
+    world.apply(manifest).await.unwrap();
+    machine.supply("the secret", |supply| supply.credentials.iter().any(|c| c.secret == VALUE)).await;
+    process.kill();
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("set a secret") && log.contains("TRACE"), "everything is logged");
+    assert!(!log.contains(VALUE), "{}", log.lines().find(|line| line.contains(VALUE)).unwrap_or_default());
 }
 
 /// Kills fall at moments that differ by a few milliseconds, all over applying, planning and writing.

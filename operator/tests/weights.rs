@@ -12,7 +12,7 @@ use tandem_control_api::{
     SetSecretRequest, Supply,
 };
 use tonic::Code;
-use world::{World, condition, workloads};
+use world::{World, condition, within, workloads};
 
 const MEMORY: u64 = 4 << 30;
 /// Values that must not be seen anywhere but in a supply.
@@ -180,4 +180,53 @@ async fn what_runs_is_kept_where_it_ran_when_nothing_runs_any_more() {
     machine.spec("nothing runs, and it is kept", |spec| workloads(spec).is_empty() && kept(spec) == 1).await;
     world.objects().delete(DeleteRequest { r#ref: reference("tiny") }).await.unwrap();
     machine.spec("nobody wants it", |spec| kept(spec) == 0).await;
+}
+
+#[tokio::test]
+async fn what_hosts_say_of_networks_weights_and_transfers_is_kept_within_bounds() {
+    let world = World::start().await;
+    let host = world.host("a").await;
+    let digest = |n: usize| format!("{n:064}");
+    let mut status = world::report(MEMORY);
+    status["links"] = json!([{"address": "10.0.7.1/24", "interface": "en5", "megabits": 10_000}]);
+    status["weights"] = json!({"port": 7600, "usedBytes": 5, "files": [digest(1)], "diskBytesPerSecond": 7});
+    status["workloads"] = json!([{
+        "id": "w", "epoch": 1, "state": "Fetching",
+        "transfer": {"doneBytes": 1, "totalBytes": 2, "bytesPerSecond": 1, "etaSeconds": 1},
+    }]);
+    host.report(&status).await;
+    let kept = |o: &Value| o["status"]["workloads"][0]["transfer"]["totalBytes"] == 2;
+    let object = world.until("InferenceHost", "a", "the report", kept).await;
+    for part in ["links", "weights"] {
+        assert_eq!(object["status"][part], status[part]);
+    }
+    let request = ListRequest { kind: "InferenceHost".into(), name: "a".into(), ..ListRequest::default() };
+    let mut watch = world.objects().watch(request).await.unwrap().into_inner();
+    let files: Vec<String> = (0..129).map(digest).collect();
+    let links: Vec<Value> = (0..17).map(|n| json!({"address": format!("10.0.{n}.1/24")})).collect();
+    for (part, value) in [
+        ("/weights/files", json!(files)),
+        ("/weights/files", json!(["short"])),
+        ("/links", json!(links)),
+        ("/workloads/0/message", json!("m".repeat(5000))),
+    ] {
+        let mut greedy = status.clone();
+        let (parent, key) = part.rsplit_once('/').unwrap();
+        let parent = if parent.is_empty() { Some(&mut greedy) } else { greedy.pointer_mut(parent) };
+        parent.unwrap()[key] = value;
+        greedy["agentVersion"] = json!("greedy");
+        host.report(&greedy).await;
+    }
+    status["agentVersion"] = json!("modest");
+    host.report(&status).await;
+    // Reports are taken in order, and every write is seen here: the greedy ones would come first.
+    let mut versions = Vec::new();
+    while versions.last() != Some(&json!("modest")) {
+        let event = within("a report within bounds", watch.message()).await.unwrap().unwrap();
+        if !event.json.is_empty() {
+            let object: Value = serde_json::from_str(&event.json).unwrap();
+            versions.push(object["status"]["agentVersion"].clone());
+        }
+    }
+    assert!(!versions.contains(&json!("greedy")), "{versions:?}");
 }

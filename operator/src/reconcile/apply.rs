@@ -1,9 +1,12 @@
 //! Apply: writes what a plan says, by the versions that it was made from. A write that comes too late ends the pass: the next
 //! one plans anew.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use serde_json::Value;
 use tandem_crds::condition::{READY, REDUNDANT, STALLED, find};
-use tandem_crds::{Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus};
+use tandem_crds::{Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus, TransferStatus};
 use tandem_plan::{Plan, Step};
 use tandem_store::{EventNote, Key, Object, Severity, StoreError};
 
@@ -11,6 +14,9 @@ use super::observe::Observed;
 use super::said::Said;
 use crate::MANAGER;
 use crate::cluster::Cluster;
+
+/// How often figures of transfers are written, of however many hosts they are.
+const WHILE_MOVING: Duration = Duration::from_secs(5);
 
 /// Writes the specs of hosts, and notes each step that was taken.
 pub(super) async fn specs(cluster: &Cluster, observed: &Observed, plan: &Plan) -> Result<(), StoreError> {
@@ -28,18 +34,48 @@ pub(super) async fn specs(cluster: &Cluster, observed: &Observed, plan: &Plan) -
     Ok(())
 }
 
-/// Writes the statuses that differ, and notes each condition that has turned.
-pub(super) async fn statuses(cluster: &Cluster, observed: &Observed, plan: &Plan) -> Result<(), StoreError> {
+/// When each deployment's status was written last, by the clock that counts sleep.
+pub(super) type Written = BTreeMap<DeploymentRef, Duration>;
+
+/// Writes the statuses that differ, and notes each condition that has turned. How long until the figures of transfers, which may
+/// be all that has moved, are due.
+pub(super) async fn statuses(
+    cluster: &Cluster,
+    observed: &Observed,
+    plan: &Plan,
+    written: &mut Written,
+) -> Result<Duration, StoreError> {
+    let (now, mut due) = (cluster.clock.elapsed(), Duration::MAX);
+    written.retain(|key, _| plan.statuses.contains_key(key));
     for (key, status) in &plan.statuses {
         let Some((object, deployment)) = observed.deployments.get(key) else { continue };
         if deployment.status.as_ref() == Some(status) {
             continue;
         }
+        let since = written.get(key).map_or(Duration::MAX, |at| now.saturating_sub(*at));
+        if since < WHILE_MOVING && deployment.status.as_ref().is_some_and(|before| only_moves(before, status))
+        {
+            due = due.min(WHILE_MOVING - since);
+            continue;
+        }
+        written.insert(key.clone(), now);
         cluster.store.replace_status(&object.key, &object.version, json(status)).await?;
         let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
         cluster.store.record_events(turned(&object.key, before, status)).await?;
     }
-    Ok(())
+    Ok(due)
+}
+
+/// Whether two statuses differ in no more than the figures of transfers that both have.
+fn only_moves(before: &InferenceDeploymentStatus, after: &InferenceDeploymentStatus) -> bool {
+    let still = |status: &InferenceDeploymentStatus| {
+        let mut status = status.clone();
+        for placement in &mut status.placements {
+            placement.transfer = placement.transfer.map(|_| TransferStatus::default());
+        }
+        status
+    };
+    still(before) == still(after)
 }
 
 /// Says loudly that a plan was refused.

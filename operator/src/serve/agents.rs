@@ -173,6 +173,7 @@ impl Conversation {
         let why = self.converse().await;
         self.cluster.sessions.close(self.host.as_str(), self.session.number);
         self.cluster.logs.host_gone(self.host.as_str());
+        self.cluster.asked.host_gone(self.host.as_str());
         tracing::info!(host = %self.host, session = self.session.number, why = %why, "host's session ended");
         if let Ending::Tell(status) = why {
             // Whoever does not take it within the step's time is gone anyway.
@@ -203,7 +204,12 @@ impl Conversation {
                                     self.cluster.sessions.tell(self.host.as_str(), Down::EndLogs(request));
                                 }
                             }
-                            Up::Models(_) => {}
+                            Up::Models(reply) => {
+                                let request = reply.request.clone();
+                                if !self.cluster.asked.pass(self.host.as_str(), reply) {
+                                    self.cluster.sessions.tell(self.host.as_str(), Down::EndModels(request));
+                                }
+                            }
                             Up::Hello(_) => return Ending::Tell(Status::invalid_argument("Hello came twice")),
                         }
                     }

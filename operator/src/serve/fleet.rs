@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest, LogChunk,
-    LogsRequest, ModelsReply, ModelsRequest, Object, Role, StatusRequest, StatusResponse, fleet_server,
+    LogsRequest, ModelsRequest, Object, Role, StatusRequest, StatusResponse, fleet_server,
 };
 use tandem_pki::Identity;
 use tandem_store::{Key, Kind, Selector};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::models;
 use super::objects::shown;
 use crate::caller::{self, refusal};
 use crate::cluster::Cluster;
@@ -52,7 +53,7 @@ impl Fleet {
 #[tonic::async_trait]
 impl fleet_server::Fleet for Fleet {
     type LogsStream = Chunks;
-    type ModelsStream = Pin<Box<dyn Stream<Item = Result<ModelsReply, Status>> + Send>>;
+    type ModelsStream = models::Replies;
 
     async fn create_join_token(
         &self,
@@ -143,8 +144,10 @@ impl fleet_server::Fleet for Fleet {
     }
 
     async fn models(&self, request: Request<ModelsRequest>) -> Result<Response<Self::ModelsStream>, Status> {
-        caller::admin(&self.0, &request)?;
-        Err(Status::unimplemented("not yet"))
+        let admin = caller::admin(&self.0, &request)?;
+        let request = request.into_inner();
+        tracing::info!(%admin, hosts = ?request.hosts, ask = ?request.ask, "weights are asked about");
+        Ok(Response::new(models::ask(&self.0, request).await?))
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Chunks>, Status> {

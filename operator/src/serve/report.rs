@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tandem_crds::condition::READY;
-use tandem_crds::{Condition, ConditionStatus, InferenceHostStatus};
+use tandem_crds::{Condition, ConditionStatus, InferenceHostStatus, TransferStatus};
 use tandem_pki::Name;
 use tandem_store::{API_VERSION, ApplyOptions, Key, Object, StoreError};
 
@@ -16,6 +16,8 @@ use crate::cluster::Cluster;
 const LARGEST: usize = 256 * 1024;
 /// How often a figure that merely moves is written.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
+/// How often the figures of weights that are on their way are written: somebody may be watching.
+const WHILE_MOVING: Duration = Duration::from_secs(5);
 /// Writers of one object that may come in between before a write is left to the next report.
 const TRIES: usize = 5;
 /// Owns the labels that an agent was started with.
@@ -45,8 +47,7 @@ impl Reporter {
         };
         let now = self.cluster.clock.elapsed();
         if let Some((before, at)) = &self.written
-            && (*before == status
-                || (!has_happened(before, &status) && now.saturating_sub(*at) < NOW_AND_THEN))
+            && !is_due(before, &status, now.saturating_sub(*at))
         {
             return;
         }
@@ -135,7 +136,14 @@ pub(crate) fn ready(
     }
 }
 
-/// Whether two reports differ in more than figures that always move.
+/// Whether a report is written, so long after the one before it.
+fn is_due(before: &InferenceHostStatus, after: &InferenceHostStatus, since: Duration) -> bool {
+    let moving = after.workloads.iter().any(|workload| workload.transfer.is_some());
+    let patience = if moving { WHILE_MOVING } else { NOW_AND_THEN };
+    before != after && (has_happened(before, after) || since >= patience)
+}
+
+/// Whether two reports differ in more than figures that always move. That a transfer begins or ends is more.
 fn has_happened(before: &InferenceHostStatus, after: &InferenceHostStatus) -> bool {
     let still = |status: &InferenceHostStatus| {
         let mut status = status.clone();
@@ -146,6 +154,12 @@ fn has_happened(before: &InferenceHostStatus, after: &InferenceHostStatus) -> bo
         }
         for workload in &mut status.workloads {
             workload.progress = None;
+            workload.transfer = workload.transfer.map(|_| TransferStatus::default());
+            workload.seconds_to_ready = workload.seconds_to_ready.map(|_| 0);
+        }
+        if let Some(weights) = &mut status.weights {
+            weights.used_bytes = 0;
+            weights.disk_bytes_per_second = None;
         }
         status
     };
@@ -157,7 +171,7 @@ fn has_happened(before: &InferenceHostStatus, after: &InferenceHostStatus) -> bo
 
 #[cfg(test)]
 mod tests {
-    use tandem_crds::{Device, DeviceKind, HostMemory, WorkloadState, WorkloadStatus};
+    use tandem_crds::{Device, DeviceKind, HostMemory, WeightsStatus, WorkloadState, WorkloadStatus};
 
     use super::*;
 
@@ -182,10 +196,8 @@ mod tests {
         assert!(has_happened(&status(), &after));
     }
 
-    #[test]
-    fn a_workload_that_changes_is_one() {
-        let mut before = status();
-        before.workloads.push(WorkloadStatus {
+    fn workload() -> WorkloadStatus {
+        WorkloadStatus {
             id: "w".into(),
             epoch: 1,
             state: WorkloadState::Loading,
@@ -198,7 +210,46 @@ mod tests {
             progress: Some(1),
             transfer: None,
             seconds_to_ready: None,
+        }
+    }
+
+    #[test]
+    fn the_beginning_and_the_end_of_a_transfer_are_told_at_once_and_its_figures_every_5_s() {
+        let second = Duration::from_secs(1);
+        let mut before = status();
+        before.workloads.push(workload());
+        let mut begun = before.clone();
+        begun.workloads[0].transfer =
+            Some(TransferStatus { total_bytes: 100, bytes_per_second: 7, ..TransferStatus::default() });
+        assert!(is_due(&before, &begun, Duration::ZERO));
+        let mut later = begun.clone();
+        later.workloads[0].transfer = Some(TransferStatus {
+            done_bytes: 50,
+            total_bytes: 100,
+            eta_seconds: Some(7),
+            ..TransferStatus::default()
         });
+        let written = (0..60).filter(|n| is_due(&begun, &later, second * *n)).min();
+        assert_eq!(written, Some(5));
+        assert!(is_due(&later, &before, Duration::ZERO));
+        assert!(!is_due(&later, &later, second * 60));
+    }
+
+    #[test]
+    fn a_file_that_comes_or_goes_is_an_event_and_what_files_take_is_none() {
+        let weights = |files: &[&str], used_bytes| {
+            let files = files.iter().map(|&file| file.to_owned()).collect();
+            let weights = WeightsStatus { files, used_bytes, ..WeightsStatus::default() };
+            InferenceHostStatus { weights: Some(weights), ..status() }
+        };
+        assert!(!has_happened(&weights(&["a"], 1), &weights(&["a"], 2)));
+        assert!(has_happened(&weights(&["a"], 1), &weights(&["a", "b"], 1)));
+    }
+
+    #[test]
+    fn a_workload_that_changes_is_one() {
+        let mut before = status();
+        before.workloads.push(workload());
         let mut after = before.clone();
         after.workloads[0].progress = Some(50);
         assert!(!has_happened(&before, &after));

@@ -130,8 +130,7 @@ impl Blueprint {
             infos.iter().map(|info| WeightBytes { name: info.name.clone(), bytes: info.bytes }).collect();
         let matrices = infos.iter().zip(&specs).filter(|(_, spec)| spec.role == Role::Matrix);
         let types: BTreeSet<GgmlType> = matrices.map(|(info, _)| info.ty).collect();
-        let is_computed = |ty: &GgmlType| WeightType::from_ggml(ty.id()).is_ok();
-        let lacking = types.iter().copied().filter(|ty| !is_computed(ty)).collect();
+        let lacking = types.iter().copied().filter(|ty| !is_computed(*ty)).collect();
         let has_experts = layers.end > shape.dense_layers;
         let arena = ArenaSizes::new(&shape, config, has_experts, forms(&types));
 
@@ -187,6 +186,11 @@ impl Blueprint {
         };
         Ok(Self { shape, arena, plan })
     }
+}
+
+/// Whether the kernels compute matrices of this type.
+pub fn is_computed(ty: GgmlType) -> bool {
+    WeightType::from_ggml(ty.id()).is_ok()
 }
 
 /// The blocks in which activations meet weights of these types.

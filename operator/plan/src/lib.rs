@@ -26,8 +26,10 @@
 //! Rooms, in the order in which a plan passes through them: `parse` (objects → a world without illegal values), `size`
 //! (bytes), `place` (which copies start and stop, deployment by deployment, oldest first), `diff` (host specs and steps),
 //! `keep` (files that stay on disks), `status` (conditions) and `route`. [`lint()`] checks a plan by its own reading of the rules.
-//! Beside them, [`supply`]: from which other hosts a host fetches weights.
+//! Beside them, [`capacity`] and its [`catalogue`]: what would fit where, before anything is bought; [`supply`]: from which other hosts a host fetches weights.
 
+pub mod capacity;
+pub mod catalogue;
 mod diff;
 mod input;
 mod keep;
@@ -49,6 +51,7 @@ use jiff::Timestamp;
 pub use input::{HostObservation, Model, Observation, Resolved, State};
 pub use lint::{Finding, lint};
 pub use output::{Action, Outranked, Plan, Replica, Route, Step, Waiting};
+pub use size::human;
 
 /// Plans the next step from what is stored and what is seen.
 ///

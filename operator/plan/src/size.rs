@@ -16,13 +16,17 @@ pub(crate) fn budget(report: &InferenceHostStatus, accelerators: &[Accelerator])
         })
     };
     let devices = report.devices.iter().filter(|device| allowed(device.kind));
-    devices
-        .map(|device| device.available_bytes - device.available_bytes / MARGIN)
-        .fold(0, u64::saturating_add)
+    devices.map(|device| usable(device.available_bytes)).fold(0, u64::saturating_add)
+}
+
+/// What copies may take of what a device says that it has.
+pub(crate) fn usable(available: u64) -> u64 {
+    available - available / MARGIN
 }
 
 /// Bytes for people, such as `4.2 GiB`.
-pub(crate) fn human(bytes: u64) -> String {
+#[must_use]
+pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
         return format!("{bytes} B");

@@ -4,7 +4,7 @@
 use tandem_crds::{Context, KvCache, Sizing};
 use tandem_engine::memory::{self, MemoryPlan, PlanError};
 use tandem_engine::{EngineConfig, KvType, Mode};
-use tandem_gguf::ShardSet;
+use tandem_gguf::{GgmlType, ShardSet};
 use tandem_worker_api::{USUAL_MAX_SEQUENCES, batch_rows};
 
 /// The memory of one copy under this context, to the byte what a worker maps and allocates for it. A model with tensors of
@@ -36,6 +36,13 @@ pub fn plan(headers: &ShardSet, context: &Context) -> Result<MemoryPlan, PlanErr
 /// As [`size`].
 pub fn lacking(headers: &ShardSet, context: &Context) -> Result<Vec<&'static str>, PlanError> {
     plan(headers, context).map(|plan| plan.lacking.iter().map(|ty| ty.name()).collect())
+}
+
+/// Of these types by name, those that this release doesn't compute; a name that is of no type is one of them.
+#[must_use]
+pub fn not_computed<'a>(types: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let is_computed = |name: &str| GgmlType::from_name(name).is_some_and(memory::is_computed);
+    types.filter(|name| !is_computed(name)).map(str::to_owned).collect()
 }
 
 /// What agents have workers load deployments for.

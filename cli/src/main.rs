@@ -14,7 +14,9 @@ mod manifests;
 mod near;
 mod object;
 mod output;
+mod plan;
 mod plugin;
+mod quants;
 mod span;
 mod status;
 mod table;
@@ -65,6 +67,10 @@ enum Command {
     Describe(Target),
     /// Delete objects by name or by manifest.
     Delete(apply::DeleteOptions),
+    /// Say what a deployment would need and where it would fit, without a cluster.
+    Plan(plan::Options),
+    /// List a repository's quants, what each would need and where it fits.
+    Quants(quants::Options),
     /// Set how many copies of a deployment answer.
     Scale(apply::ScaleOptions),
     /// Wait until a condition holds, or an object is gone.
@@ -125,6 +131,8 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Scale(options) => apply::scale(connect()?, &options).await?,
         Command::Get(options) => get::run(connect()?, &options).await?,
         Command::Describe(target) => describe::run(connect()?, &target).await?,
+        Command::Plan(options) => plan::run(&connect, &namespace, &options).await?,
+        Command::Quants(options) => quants::run(&options).await?,
         Command::Wait(options) => wait::run(connect()?, &options).await?,
         Command::Status => status::run(connect()?).await?,
         Command::Hosts(command) => hosts::run(connect()?, &command).await?,

@@ -5,6 +5,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize as _;
+use serde_json::Value;
 use tandem_control_api::ObjectRef;
 use tandem_crds::manifest::{self, MAX_BYTES, Manifest};
 
@@ -40,10 +42,19 @@ impl Document {
 /// # Errors
 /// When a file can't be read. What it says may still be wrong: that is told document by document.
 pub(crate) fn read(named: &[String]) -> Result<Vec<Document>> {
-    let mut documents = Vec::new();
+    let texts = texts(named)?;
+    Ok(texts.iter().flat_map(|(place, text)| parse(place, text)).collect())
+}
+
+/// The text of each file that was named, with where it stands.
+///
+/// # Errors
+/// When a file can't be read.
+pub(crate) fn texts(named: &[String]) -> Result<Vec<(String, String)>> {
+    let mut texts = Vec::new();
     for named in named {
         if named == "-" {
-            documents.extend(parse("standard input", &text(std::io::stdin(), "standard input")?));
+            texts.push(("standard input".to_owned(), text(std::io::stdin(), "standard input")?));
             continue;
         }
         let path = Path::new(named);
@@ -51,10 +62,29 @@ pub(crate) fn read(named: &[String]) -> Result<Vec<Document>> {
         for file in files {
             let place = file.display().to_string();
             let opened = fs::File::open(&file).with_context(|| format!("{place} can't be read"))?;
-            documents.extend(parse(&place, &text(opened, &place)?));
+            let text = text(opened, &place)?;
+            texts.push((place, text));
         }
     }
-    Ok(documents)
+    Ok(texts)
+}
+
+/// The documents of a text, before anything is checked: for commands that read what `apply` would not take.
+///
+/// # Errors
+/// When it is no YAML, or says more than JSON can.
+pub(crate) fn values(text: &str) -> Result<Vec<Value>> {
+    if text.len() > MAX_BYTES {
+        bail!("it is larger than {MAX_BYTES} bytes: split it");
+    }
+    let mut values = Vec::new();
+    for document in serde_yaml::Deserializer::from_str(text) {
+        let value = serde_yaml::Value::deserialize(document).context("it is no YAML")?;
+        if !value.is_null() {
+            values.push(serde_json::to_value(value).context("it says more than JSON can")?);
+        }
+    }
+    Ok(values)
 }
 
 fn folder(path: &Path) -> Result<Vec<PathBuf>> {

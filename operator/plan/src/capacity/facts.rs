@@ -80,6 +80,31 @@ impl ModelFacts {
         Some(facts)
     }
 
+    /// The same model in another quant, of which only the bytes of its files are known: cache and working memory are the
+    /// shape's. The quant whose headers these are stays as it is.
+    #[must_use]
+    pub fn for_quant(&self, quant: &str, bytes: u64, others: &[OtherQuant]) -> Self {
+        let known = self.model.and_then(|model| model.quant(quant));
+        let is_own = quant.eq_ignore_ascii_case(&self.quant);
+        let mut facts = Self {
+            quant: quant.to_owned(),
+            model: self.model,
+            headers: self.headers.clone(),
+            file_bytes: bytes,
+            known: match &self.known {
+                Known::Headers if is_own => Known::Headers,
+                _ => Known::Catalogue {
+                    source: known.map_or("the length of its files".to_owned(), |known| known.source.clone()),
+                    types: known.map_or_else(Vec::new, |known| known.types.clone()),
+                    active_bytes: known.and_then(|known| known.active_bytes),
+                },
+            },
+            others: others.to_vec(),
+        };
+        facts.add_known_quants();
+        facts
+    }
+
     fn add_known_quants(&mut self) {
         for known in self.model.iter().flat_map(|model| &model.quants) {
             let is_known = |other: &OtherQuant| other.quant.eq_ignore_ascii_case(&known.quant);

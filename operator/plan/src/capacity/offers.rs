@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tandem_crds::{Context, DeviceKind};
 
-use super::{Fleet, ModelFacts, Need, OptionReport, Question, hosts};
+use super::{Fleet, LimitKind, ModelFacts, Need, OptionReport, Question, hosts};
 use crate::size::human;
 
 /// Pools and contexts are offered in whole steps of this many tokens.
@@ -41,6 +41,8 @@ pub enum OfferKind {
     MoreHosts,
     /// Over several devices or hosts, which this release can't.
     Sharded,
+    /// There is no quant that would fit, as far as is known.
+    Nothing,
 }
 
 pub(super) fn offers(
@@ -52,9 +54,16 @@ pub(super) fn offers(
 ) -> Vec<Offer> {
     let mut offers = Vec::new();
     if !option.fits {
-        offers.extend(tokens(facts, question, need, option.room_bytes));
-        offers.extend(smaller_quant(facts, need, option.room_bytes));
+        let is_by_memory = option.limits.iter().any(|limit| limit.limit == LimitKind::DeviceMemory);
+        if !is_by_memory {
+            return offers;
+        }
+        offers.extend(fewer_tokens(facts, question, need, option.room_bytes));
+        offers.extend(smaller_quant(facts, question, need, option.room_bytes));
         offers.extend(sharded(question, need, fleet, option.device));
+        if offers.is_empty() {
+            offers.push(nothing(facts));
+        }
         return offers;
     }
     if option.hosts_missing > 0 {
@@ -84,48 +93,82 @@ fn plural(count: u32) -> &'static str {
 }
 
 /// A smaller pool, else a shorter context with a pool of its length.
-fn tokens(facts: &ModelFacts, question: &Question<'_>, need: &Need, room: u64) -> Option<Offer> {
-    let context = &question.spec.context;
-    // Working memory grows with the pool's pages a little, so the largest number is checked and not computed.
-    let fits = |tokens: u64, pool: u64| {
-        let (Ok(tokens), Ok(pool)) = (u32::try_from(tokens), u32::try_from(pool)) else { return false };
-        let asked = Context { tokens, pool_tokens: Some(pool), kv_cache: context.kv_cache };
-        facts.need(&asked).is_ok_and(|need| need.total_bytes <= room)
+fn fewer_tokens(facts: &ModelFacts, question: &Question<'_>, need: &Need, room: u64) -> Option<Offer> {
+    let (pool, tokens) = fitting_tokens(facts, question, need.weights_bytes, need, room)?;
+    let offer = if tokens == u64::from(question.spec.context.tokens) {
+        OfferKind::SmallerPool
+    } else {
+        OfferKind::ShorterContext
     };
-    let spare = room.checked_sub(need.weights_bytes)?;
-    let most = spare / need.kv_bytes_per_token.max(1) / STEP * STEP;
-    let down = |least: u64, from: u64| {
-        (0..64).map(move |step| from.saturating_sub(step * STEP)).take_while(move |tokens| *tokens >= least)
-    };
-    let tokens = u64::from(context.tokens);
-    let pool = down(tokens, most.min(context.pool().into())).find(|pool| fits(tokens, *pool));
-    if let Some(pool) = pool {
-        return Some(Offer {
-            offer: OfferKind::SmallerPool,
-            number: Some(pool),
-            quant: None,
-            sentence: format!("context.poolTokens {pool} would fit"),
-        });
-    }
-    let shorter = down(LEAST_CONTEXT, most.min(tokens)).find(|tokens| fits(*tokens, *tokens))?;
     Some(Offer {
-        offer: OfferKind::ShorterContext,
-        number: Some(shorter),
+        offer,
+        number: Some(pool),
         quant: None,
-        sentence: format!("context.tokens {shorter}, with a pool as long, would fit"),
+        sentence: format!("{} would fit", settings(question, pool, tokens)),
     })
 }
 
-fn smaller_quant(facts: &ModelFacts, need: &Need, room: u64) -> Option<Offer> {
-    let beside = need.kv_bytes.saturating_add(need.arena_bytes);
-    let fits = |bytes: u64| bytes.saturating_add(beside) <= room;
-    let other = facts.others().iter().find(|other| other.bytes < need.file_bytes && fits(other.bytes))?;
-    Some(Offer {
-        offer: OfferKind::SmallerQuant,
-        number: Some(other.bytes),
-        quant: Some(other.quant.clone()),
-        sentence: format!("{} ({}) would fit", other.quant, human(other.bytes)),
+fn settings(question: &Question<'_>, pool: u64, tokens: u64) -> String {
+    if tokens == u64::from(question.spec.context.tokens) {
+        format!("context.poolTokens {pool}")
+    } else {
+        format!("context.tokens {tokens}, with a pool as long,")
+    }
+}
+
+/// The largest pool that fits beside so many bytes of weights, and the longest context that it holds.
+fn fitting_tokens(
+    facts: &ModelFacts,
+    question: &Question<'_>,
+    weights: u64,
+    need: &Need,
+    room: u64,
+) -> Option<(u64, u64)> {
+    let context = &question.spec.context;
+    let spare = room.checked_sub(weights)?;
+    let most = (spare / need.kv_bytes_per_token.max(1)).min(context.pool().into()) / STEP * STEP;
+    let tokens = u64::from(context.tokens);
+    // Working memory takes some of the room, and grows with the pool's pages a little: tried from above, in few steps.
+    let beside =
+        |asked: &Context| facts.need(asked).map(|need| need.kv_bytes.saturating_add(need.arena_bytes));
+    let tries =
+        (0..64).map(|step| most.saturating_sub(step * STEP)).take_while(|pool| *pool >= LEAST_CONTEXT);
+    tries.map(|pool| (pool, pool.min(tokens))).find(|(pool, tokens)| {
+        let (Ok(pool), Ok(tokens)) = (u32::try_from(*pool), u32::try_from(*tokens)) else { return false };
+        let asked = Context { tokens, pool_tokens: Some(pool), kv_cache: context.kv_cache };
+        beside(&asked).is_ok_and(|beside| beside <= spare)
     })
+}
+
+/// The largest quant that fits, with the context as it is if any fits so, else with a shorter one.
+fn smaller_quant(facts: &ModelFacts, question: &Question<'_>, need: &Need, room: u64) -> Option<Offer> {
+    let beside = need.kv_bytes.saturating_add(need.arena_bytes);
+    let smaller = || facts.others().iter().filter(|other| other.bytes < need.file_bytes);
+    let offer = |quant: &str, bytes, how: &str| Offer {
+        offer: OfferKind::SmallerQuant,
+        number: Some(bytes),
+        quant: Some(quant.to_owned()),
+        sentence: format!("{quant} ({}){how} would fit", human(bytes)),
+    };
+    if let Some(other) = smaller().find(|other| other.bytes.saturating_add(beside) <= room) {
+        return Some(offer(&other.quant, other.bytes, ""));
+    }
+    smaller().find_map(|other| {
+        let (pool, tokens) = fitting_tokens(facts, question, other.bytes, need, room)?;
+        Some(offer(&other.quant, other.bytes, &format!(" with {}", settings(question, pool, tokens))))
+    })
+}
+
+fn nothing(facts: &ModelFacts) -> Offer {
+    let smallest = facts.others().last();
+    let sentence = smallest.map_or("no smaller quant is known".to_owned(), |smallest| {
+        format!(
+            "not even {} ({}) would fit, the smallest that is known",
+            smallest.quant,
+            human(smallest.bytes)
+        )
+    });
+    Offer { offer: OfferKind::Nothing, number: None, quant: None, sentence }
 }
 
 /// The fewest devices of one host, else of several, whose rooms add up: each holds a part of the weights and of the cache, and

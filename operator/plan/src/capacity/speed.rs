@@ -62,7 +62,7 @@ pub(super) fn of(
         ),
         measured: measured.map(|measured| {
             format!(
-                "{} measured on {} with {} ({})",
+                "{} tokens/s measured on {} with {} ({})",
                 measured.decode, measured.device, measured.engine, measured.source
             )
         }),

@@ -9,6 +9,9 @@ use crate::catalogue::Catalogue;
 /// A disk's rate where a host has not measured its own: what a plain NVMe drive reads.
 const DISK_BYTES_PER_SECOND: u64 = 2_000_000_000;
 
+/// Fewer bytes a token than this lie in caches, or wait for something else than memory: bandwidth says nothing of them.
+const LEAST_ACTIVE_BYTES: u64 = 500_000_000;
+
 /// Decoding of one stream, in tokens a second.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,6 +47,9 @@ pub(super) fn of(
     need: &Need,
     device: &Device,
 ) -> Option<Speed> {
+    if need.active_bytes_per_token < LEAST_ACTIVE_BYTES {
+        return None;
+    }
     let catalogue = Catalogue::built_in();
     let (bandwidth, source) = catalogue.bandwidth(device.kind, &device.name)?;
     let context = need.kv_bytes_per_token.saturating_mul(u64::from(spec.context.tokens));

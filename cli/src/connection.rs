@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::objects_client::ObjectsClient;
+use tandem_control_api::secrets_client::SecretsClient;
 use tandem_control_api::{EventsRequest, ListRequest, ObjectRef};
 use tandem_pki::{Credentials, Identity};
 use tonic::transport::{Channel, Endpoint};
@@ -32,8 +33,10 @@ const MESSAGE: usize = 64 << 20;
 pub(crate) struct Connection {
     /// Objects: deployments and hosts.
     pub(crate) objects: ObjectsClient<Channel>,
-    /// Everything else.
+    /// Hosts, tokens, logs, weights.
     pub(crate) fleet: FleetClient<Channel>,
+    /// Secrets.
+    pub(crate) secrets: SecretsClient<Channel>,
     /// Namespace of deployments.
     pub(crate) namespace: String,
     /// Where the operator is, for messages.
@@ -65,7 +68,8 @@ impl Connection {
             .connect_lazy();
         Ok(Self {
             objects: ObjectsClient::new(channel.clone()).max_decoding_message_size(MESSAGE),
-            fleet: FleetClient::new(channel),
+            fleet: FleetClient::new(channel.clone()),
+            secrets: SecretsClient::new(channel).max_decoding_message_size(MESSAGE),
             namespace,
             operator: config.operator,
         })

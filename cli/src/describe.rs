@@ -10,6 +10,7 @@ use crate::connection::Connection;
 use crate::events;
 use crate::object::{Kind, Target, items, name, text};
 use crate::output::write;
+use crate::progress::Progress;
 use crate::span::since;
 use crate::table::{age, or_dash, plain, schedulable, size};
 
@@ -60,6 +61,11 @@ fn deployment(object: &Value) -> Vec<(&'static str, String)> {
         (Some(tokens), None) => format!("{tokens} tokens a sequence"),
         _ => String::new(),
     };
+    // The source as hosts fetch from it, where that says more than the manifest.
+    let mut pinned = said(&["status", "model", "source"]);
+    if pinned == text(object, &["spec", "model", "source"]) {
+        pinned.clear();
+    }
     let failures = spec["redundancy"]["hostFailures"].as_u64().unwrap_or(0);
     let copies = match text(status, &["ready"]) {
         "" => String::new(),
@@ -68,6 +74,7 @@ fn deployment(object: &Value) -> Vec<(&'static str, String)> {
     vec![
         ("Model", said(&["spec", "model", "name"])),
         ("Source", said(&["spec", "model", "source"])),
+        ("Pinned", pinned),
         ("Revision", said(&["status", "model", "revision"])),
         ("Quant", said(&["spec", "quant"])),
         ("Context", context),
@@ -102,7 +109,31 @@ fn host(object: &Value) -> Vec<(&'static str, String)> {
         ("Schedulable", schedulable(object).to_owned()),
         ("Memory", of(&status["memory"], "availableBytes")),
         ("Disk", of(&status["disk"], "freeBytes")),
+        ("Weights", weights(&status["weights"])),
+        ("Networks", networks(items(status, "links"))),
     ]
+}
+
+/// What is kept of how much there may be.
+fn weights(weights: &Value) -> String {
+    let Some(used) = weights["usedBytes"].as_u64() else { return String::new() };
+    let budget = weights["budgetBytes"].as_u64().map(|budget| format!(" of {}", size(budget)));
+    let files = match items(weights, "files").len() {
+        1 => "1 file".to_owned(),
+        count => format!("{count} files"),
+    };
+    format!("{}{} kept, {files}", size(used), budget.unwrap_or_default())
+}
+
+fn networks(links: &[Value]) -> String {
+    let link = |link: &Value| {
+        let speed = link["megabits"].as_u64().map(|megabits| match megabits {
+            1_000.. => format!(" {} Gb/s", megabits / 1_000),
+            _ => format!(" {megabits} Mb/s"),
+        });
+        format!("{}{}", text(link, &["address"]), speed.unwrap_or_default())
+    };
+    links.iter().map(link).collect::<Vec<_>>().join(", ")
 }
 
 fn pairs(labels: &Value) -> String {
@@ -142,9 +173,18 @@ fn conditions(status: &Value, now: Timestamp) -> String {
 fn placements(status: &Value) -> String {
     let cells = items(status, "placements").iter().map(|placement| {
         let said = |key: &str| or_dash(text(placement, &[key]));
-        vec![said("host"), said("workload"), placement["epoch"].to_string(), said("state")]
+        let mut cells = vec![said("host"), said("workload"), placement["epoch"].to_string(), said("state")];
+        // Only where something is on its way.
+        cells.extend(Progress::of_copy(placement).map(|progress| progress.long()));
+        cells
     });
-    rows(&["HOST", "WORKLOAD", "EPOCH", "STATE"], cells.collect())
+    let mut title = vec!["HOST", "WORKLOAD", "EPOCH", "STATE"];
+    title.extend(["PROGRESS"].iter().filter(|_| items(status, "placements").iter().any(moves)));
+    rows(&title, cells.collect())
+}
+
+fn moves(copy: &Value) -> bool {
+    Progress::of_copy(copy).is_some()
 }
 
 fn devices(status: &Value) -> String {
@@ -170,7 +210,10 @@ fn workloads(object: &Value) -> String {
             )
         });
         let state = workload["state"].as_str().unwrap_or("Assigned");
-        let progress = workload["progress"].as_u64().map(|percent| format!(" {percent} %"));
+        let progress = match Progress::of_copy(workload) {
+            Some(progress) => Some(format!(" {}", progress.long())),
+            None => workload["progress"].as_u64().map(|percent| format!(" {percent} %")),
+        };
         let exit = workload["lastExit"]["cause"].as_str().map(|cause| format!("last exit: {cause}"));
         let message = workload["message"].as_str().map(str::to_owned).or(exit).unwrap_or_default();
         vec![
@@ -212,6 +255,7 @@ mod tests {
             "spec": {"model": {"name": "kimi-k2.5", "source": "https://models/kimi/"}, "quant": "UD-Q2_K_XL",
                 "context": {"tokens": 98304, "poolTokens": 196_608}, "redundancy": {"hostFailures": 1}, "replicas": 1},
             "status": {"copies": 2, "readyCopies": 1, "ready": "1/2", "cover": "None",
+                "model": {"source": "https://models/kimi/@0123abc", "revision": "sha256:77"},
                 "sizing": {"totalBytes": 3_u64 << 30, "weightsBytes": 2_u64 << 30, "kvBytes": 1 << 29, "arenaBytes": 1 << 29},
                 "conditions": [{"type": "Redundant", "status": "False", "reason": "HostLost",
                     "message": "host mac-b is silent for 12 s", "lastTransitionTime": "2026-01-01T00:00:48Z"}],
@@ -226,6 +270,8 @@ Namespace:    llm
 Age:          60s
 Model:        kimi-k2.5
 Source:       https://models/kimi/
+Pinned:       https://models/kimi/@0123abc
+Revision:     sha256:77
 Quant:        UD-Q2_K_XL
 Context:      98304 tokens a sequence, 196608 in all
 Replicas:     1
@@ -257,6 +303,8 @@ Events:
             "metadata": {"name": "mac-a", "labels": {"zone": "a"}},
             "spec": {"unschedulable": true, "workloads": [wanted("kimi-0"), wanted("kimi-1")]},
             "status": {"address": "10.0.0.7", "memory": {"totalBytes": 2_u64 << 30, "availableBytes": 1 << 30},
+                "weights": {"usedBytes": 3_u64 << 30, "budgetBytes": 4_u64 << 30, "files": ["f"]},
+                "links": [{"address": "10.0.0.7/24", "megabits": 10_000}, {"address": "10.1.0.7/24"}],
                 "devices": [{"id": "cpu", "kind": "CPU", "name": "M3", "memoryBytes": 2_u64 << 30, "availableBytes": 1 << 30}],
                 "workloads": [{"id": "kimi-0", "epoch": 2, "state": "Failed", "restarts": 4,
                     "lastExit": {"cause": "killed by the kernel, out of memory"}}]},
@@ -269,6 +317,8 @@ Age:          -
 Address:      10.0.0.7
 Schedulable:  no
 Memory:       1.0 GiB free of 2.0 GiB
+Weights:      3.0 GiB of 4.0 GiB kept, 1 file
+Networks:     10.0.0.7/24 10 Gb/s, 10.1.0.7/24
 
 Devices:
   ID   KIND  NAME  MEMORY   FOR TANDEM

@@ -13,7 +13,7 @@ use crate::events;
 use crate::object::{Kind, Target, name};
 use crate::output::{Format, render, write};
 use crate::span;
-use crate::table::{self, Columns};
+use crate::table::{self, Columns, Shown};
 use crate::watch::{Change, Watch};
 
 /// What to print and how.
@@ -108,9 +108,7 @@ fn one(kind: Kind, change: Change, format: Format) -> Result<String> {
 
 /// A table that grows: what exists at first as a whole, then one line for every change.
 struct Rows {
-    kind: Kind,
-    wide: bool,
-    everywhere: bool,
+    shown: Shown,
     columns: Columns,
     /// What exists, until all of it is known.
     first: Option<Vec<Value>>,
@@ -119,30 +117,40 @@ struct Rows {
 impl Rows {
     fn new(kind: Kind, options: &Options) -> Self {
         Self {
-            kind,
-            wide: options.output == Format::Wide,
-            everywhere: options.all_namespaces,
+            shown: Shown {
+                kind,
+                wide: options.output == Format::Wide,
+                everywhere: options.all_namespaces,
+                moving: false,
+            },
             columns: Columns::default(),
             first: Some(Vec::new()),
         }
     }
 
     fn lay(&mut self, change: Change) -> String {
-        let row =
-            |object: &Value| table::row(self.kind, object, self.wide, self.everywhere, Timestamp::now());
+        let kind = self.shown.kind;
+        let moves = |object: &Value| table::progress(kind, object).is_some();
         match (change, &mut self.first) {
             (Change::Seen(object), Some(first)) => {
                 first.push(object);
                 String::new()
             }
             (Change::Complete, Some(first)) => {
-                let header = table::header(self.kind, self.wide, self.everywhere);
-                let text = self.columns.lay(&header, first.iter().map(row));
+                self.shown.moving = first.iter().any(moves);
+                let rows = first.iter().map(|object| self.shown.row(object, Timestamp::now()));
+                let text = self.columns.lay(&self.shown.header(), rows);
                 self.first = None;
                 text
             }
-            (Change::Seen(object), None) => self.columns.lay(&[], [row(&object)]),
-            (Change::Gone(object), _) => format!("{}/{} is gone\n", self.kind.lower(), name(&object)),
+            (Change::Seen(object), None) => {
+                // The first weights on their way bring a column of their own.
+                let begins = !self.shown.moving && moves(&object);
+                self.shown.moving |= begins;
+                let header = if begins { self.shown.header() } else { Vec::new() };
+                self.columns.lay(&header, [self.shown.row(&object, Timestamp::now())])
+            }
+            (Change::Gone(object), _) => format!("{}/{} is gone\n", kind.lower(), name(&object)),
             (Change::Complete | Change::Again, _) => String::new(),
         }
     }

@@ -11,12 +11,15 @@ mod get;
 mod hosts;
 mod logs;
 mod manifests;
+mod models;
 mod near;
 mod object;
 mod output;
 mod plan;
 mod plugin;
+mod progress;
 mod quants;
+mod secret;
 mod span;
 mod status;
 mod table;
@@ -80,6 +83,12 @@ enum Command {
     /// List, cordon and drain hosts.
     #[command(subcommand)]
     Hosts(hosts::Command),
+    /// List, fetch, import, verify and prune the weights that hosts keep.
+    #[command(subcommand)]
+    Models(models::Command),
+    /// Set, list and delete secrets, such as tokens of private hubs.
+    #[command(subcommand)]
+    Secret(secret::Command),
     /// Make a single-use token with which a host or a gateway joins.
     JoinToken(token::Options),
     /// Talk to a model through a gateway.
@@ -135,6 +144,8 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Quants(options) => quants::run(&options).await?,
         Command::Wait(options) => wait::run(connect()?, &options).await?,
         Command::Status => status::run(connect()?).await?,
+        Command::Models(command) => return models::run(connect()?, &command).await,
+        Command::Secret(command) => secret::run(connect()?, &command).await?,
         Command::Hosts(command) => hosts::run(connect()?, &command).await?,
         Command::JoinToken(options) => token::run(connect()?, &options).await?,
         Command::Chat(options) => chat::run(&connect, &options).await?,

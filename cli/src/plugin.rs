@@ -53,6 +53,15 @@ mod tests {
     }
 
     #[test]
+    fn commands_of_weights_and_secrets_show_examples() {
+        for words in [["models", "pull"], ["models", "prune"], ["models", "import"], ["secret", "set"]] {
+            let arguments = ["tandem"].into_iter().chain(words).chain(["--help"]);
+            let help = named(false).try_get_matches_from_mut(arguments).unwrap_err().to_string();
+            assert!(help.contains(&format!("\n  tandem {} {}", words[0], words[1])), "{help}");
+        }
+    }
+
+    #[test]
     fn help_names_the_program_as_it_was_called() {
         let mut plugin = named(true);
         let help =

@@ -35,6 +35,16 @@ pub(crate) fn text(span: Duration) -> String {
     }
 }
 
+/// How long still, in the two units that tell most: `12s`, `4m12s`, `1h01m`, `2d03h`.
+pub(crate) fn left(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
 /// How long ago, in one unit that still tells something, as kubectl does.
 pub(crate) fn since(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.as_second().saturating_sub(then.as_second()).max(0);
@@ -64,6 +74,11 @@ mod tests {
         for span in ["90s", "5m", "2h", "0s"] {
             assert_eq!(text(parse(span).unwrap()), span);
         }
+    }
+
+    #[test]
+    fn what_is_left_is_short() {
+        assert_eq!([59, 60, 3_661, 90_000].map(left), ["59s", "1m00s", "1h01m", "1d01h"]);
     }
 
     #[test]

@@ -5,17 +5,56 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::object::{Kind, condition, items, name, text};
+use crate::progress::Progress;
 use crate::span::since;
 
 /// The table of a kind; with a column of namespaces where there may be several.
 pub(crate) fn of(kind: Kind, objects: &[Value], wide: bool, everywhere: bool, now: Timestamp) -> String {
-    let mut columns = Columns::default();
-    let header = header(kind, wide, everywhere);
-    columns.lay(&header, objects.iter().map(|object| row(kind, object, wide, everywhere, now)))
+    let moving = objects.iter().any(|object| progress(kind, object).is_some());
+    let shown = Shown { kind, wide, everywhere, moving };
+    Columns::default().lay(&shown.header(), objects.iter().map(|object| shown.row(object, now)))
 }
 
-/// The titles of a kind's columns.
-pub(crate) fn header(kind: Kind, wide: bool, everywhere: bool) -> Vec<&'static str> {
+/// Weights of an object that are on their way.
+pub(crate) fn progress(kind: Kind, object: &Value) -> Option<Progress> {
+    match kind {
+        Kind::Deployment => Progress::of_deployment(object),
+        Kind::Host => Progress::of_host(object),
+    }
+}
+
+/// Which columns there are.
+#[derive(Clone, Copy)]
+pub(crate) struct Shown {
+    pub(crate) kind: Kind,
+    pub(crate) wide: bool,
+    /// Namespaces, where there may be several.
+    pub(crate) everywhere: bool,
+    /// Weights on their way, which a wide table has room for always.
+    pub(crate) moving: bool,
+}
+
+impl Shown {
+    /// The titles.
+    pub(crate) fn header(self) -> Vec<&'static str> {
+        let Self { kind, wide, everywhere, moving } = self;
+        let mut titles = header(kind, wide, everywhere);
+        titles.extend(["PROGRESS"].iter().filter(|_| wide || moving));
+        titles
+    }
+
+    /// One object under those titles.
+    pub(crate) fn row(self, object: &Value, now: Timestamp) -> Vec<String> {
+        let Self { kind, wide, everywhere, moving } = self;
+        let mut cells = row(kind, object, wide, everywhere, now);
+        if wide || moving {
+            cells.push(progress(kind, object).map_or_else(|| "-".to_owned(), |progress| progress.short()));
+        }
+        cells
+    }
+}
+
+fn header(kind: Kind, wide: bool, everywhere: bool) -> Vec<&'static str> {
     let mut titles = Vec::new();
     if everywhere && kind.namespaced() {
         titles.push("NAMESPACE");
@@ -33,8 +72,7 @@ pub(crate) fn header(kind: Kind, wide: bool, everywhere: bool) -> Vec<&'static s
     titles
 }
 
-/// One object under those titles.
-pub(crate) fn row(kind: Kind, object: &Value, wide: bool, everywhere: bool, now: Timestamp) -> Vec<String> {
+fn row(kind: Kind, object: &Value, wide: bool, everywhere: bool, now: Timestamp) -> Vec<String> {
     let mut cells = Vec::new();
     if everywhere && kind.namespaced() {
         cells.push(or_dash(text(object, &["metadata", "namespace"])));
@@ -195,8 +233,8 @@ mod tests {
         });
         assert_eq!(
             of(Kind::Deployment, &[object], true, true, now()),
-            "NAMESPACE  NAME       MODEL      QUANT   READY  COVER  REDUNDANT  AGE  HOSTS  ENDPOINT\n\
-             llm        tiny-kimi  tiny-kimi  Q4_K_M  2/2    Hot    True       3m   a,b    http://edge:8080\n"
+            "NAMESPACE  NAME       MODEL      QUANT   READY  COVER  REDUNDANT  AGE  HOSTS  ENDPOINT          PROGRESS\n\
+             llm        tiny-kimi  tiny-kimi  Q4_K_M  2/2    Hot    True       3m   a,b    http://edge:8080  -\n"
         );
     }
 
@@ -212,8 +250,22 @@ mod tests {
         let text = of(Kind::Host, &[object], true, false, now());
         assert_eq!(
             text.lines().nth(1),
-            Some("dgx-1  -      no, draining  CPU,2xCUDA  2.0 TiB  1          -    10.0.0.7  -        3")
+            Some(
+                "dgx-1  -      no, draining  CPU,2xCUDA  2.0 TiB  1          -    10.0.0.7  -        3     -"
+            )
         );
+    }
+
+    #[test]
+    fn progress_has_a_column_while_something_is_on_its_way() {
+        let still = json!({"metadata": {"name": "a"}, "status": {"workloads": [{"state": "Ready"}]}});
+        let mut moves = still.clone();
+        moves["status"]["workloads"][0]["transfer"] =
+            json!({"doneBytes": 1, "totalBytes": 2, "bytesPerSecond": 1_000_000, "etaSeconds": 61});
+        let table = of(Kind::Host, &[still.clone(), moves], false, true, now());
+        let ends: Vec<&str> = table.lines().filter_map(|line| line.split("  ").last()).collect();
+        assert_eq!(ends, ["PROGRESS", "-", "50% ████░░░░ 1.0 MB/s 1m01s"]);
+        assert!(!of(Kind::Host, &[still], false, true, now()).contains("PROGRESS"));
     }
 
     #[test]

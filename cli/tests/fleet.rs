@@ -168,7 +168,9 @@ async fn completion_and_version_need_no_operator() {
     for (shell, part) in [("bash", "complete -F"), ("zsh", "#compdef tandem"), ("fish", "complete -c tandem")]
     {
         let script = run(command("/nonexistent", &["completion", shell])).await.ok();
-        assert!(script.contains(part) && script.contains("join-token"), "{shell}");
+        for word in [part, "join-token", "secret", "models", "prune", "dry-run"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
     }
     let version = run(command("/nonexistent", &["--version"])).await.ok();
     assert!(version.starts_with("tandem "), "{version}");

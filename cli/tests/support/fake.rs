@@ -10,10 +10,12 @@ use serde_json::{Value, json};
 use tandem_control_api::fleet_server::Fleet;
 use tandem_control_api::object_event::Type;
 use tandem_control_api::objects_server::Objects;
+use tandem_control_api::secrets_server::Secrets;
 use tandem_control_api::{
-    ApplyRequest, ApplyResponse, CordonRequest, DeleteRequest, DeleteResponse, DrainHostRequest, EventList,
-    EventsRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest, ListRequest, LogChunk,
-    LogsRequest, ModelsReply, ModelsRequest, Object, ObjectEvent, ObjectList, ObjectRef, ScaleRequest,
+    ApplyRequest, ApplyResponse, CordonRequest, DeleteRequest, DeleteResponse, DeleteSecretRequest,
+    DeleteSecretResponse, DrainHostRequest, EventList, EventsRequest, GatewaySummary, HostSummary, JoinToken,
+    JoinTokenRequest, ListRequest, ListSecretsRequest, LogChunk, LogsRequest, ModelsReply, ModelsRequest,
+    Object, ObjectEvent, ObjectList, ObjectRef, ScaleRequest, SecretList, SecretSummary, SetSecretRequest,
     StatusRequest, StatusResponse, apply_response,
 };
 use tandem_pki::{Identity, peer_identity};
@@ -43,6 +45,10 @@ struct State {
     objects: BTreeMap<Key, Value>,
     /// What `logs` answers.
     logs: Vec<LogChunk>,
+    /// What `models` answers.
+    models: Vec<ModelsReply>,
+    /// Namespace and name → values.
+    secrets: BTreeMap<(String, String), BTreeMap<String, String>>,
     gateways: Vec<GatewaySummary>,
     /// Requests as they came, for the tests to look at.
     asked: Vec<String>,
@@ -80,6 +86,14 @@ impl Fake {
 
     pub(crate) fn log(&self, chunks: Vec<LogChunk>) {
         self.lock().logs = chunks;
+    }
+
+    pub(crate) fn models(&self, replies: Vec<ModelsReply>) {
+        self.lock().models = replies;
+    }
+
+    pub(crate) fn secret(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, String>> {
+        self.lock().secrets.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     pub(crate) fn gateway(&self, name: &str, url: &str) {
@@ -284,8 +298,15 @@ impl Fleet for Fake {
     }
 
     async fn models(&self, request: Request<ModelsRequest>) -> Answer<Self::ModelsStream> {
-        admin(request)?;
-        Ok(Response::new(Box::pin(stream::empty())))
+        let request = admin(request)?;
+        let mut state = self.lock();
+        for host in &request.hosts {
+            if !state.objects.keys().any(|key| key.0 == "InferenceHost" && key.2 == *host) {
+                return Err(Status::not_found(format!("there is no inferencehost/{host}")));
+            }
+        }
+        state.asked.push(format!("{:?} {:?}", request.hosts, request.ask.unwrap()));
+        Ok(Response::new(Box::pin(stream::iter(state.models.clone()).map(Ok))))
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
@@ -301,4 +322,37 @@ impl Fleet for Fake {
         }
         Ok(Response::new(Box::pin(stream::iter(state.logs.clone()).map(Ok))))
     }
+}
+
+#[tonic::async_trait]
+impl Secrets for Fake {
+    async fn set(&self, request: Request<SetSecretRequest>) -> Answer<SecretSummary> {
+        let SetSecretRequest { namespace, name, values } = admin(request)?;
+        let mut state = self.lock();
+        let kept = state.secrets.entry((namespace.clone(), name.clone())).or_default();
+        kept.extend(values);
+        Ok(Response::new(summary(&namespace, &name, kept)))
+    }
+
+    async fn list(&self, request: Request<ListSecretsRequest>) -> Answer<SecretList> {
+        let namespace = admin(request)?.namespace;
+        let state = self.lock();
+        let meant = state.secrets.iter().filter(|((of, _), _)| namespace.is_empty() || *of == namespace);
+        let secrets = meant.map(|((namespace, name), values)| summary(namespace, name, values)).collect();
+        Ok(Response::new(SecretList { secrets }))
+    }
+
+    async fn delete(&self, request: Request<DeleteSecretRequest>) -> Answer<DeleteSecretResponse> {
+        let DeleteSecretRequest { namespace, name } = admin(request)?;
+        let gone = self.lock().secrets.remove(&(namespace, name.clone()));
+        gone.ok_or_else(|| {
+            Status::not_found(format!("there is no secret {name}: see `tandem secret list`"))
+        })?;
+        Ok(Response::new(DeleteSecretResponse {}))
+    }
+}
+
+fn summary(namespace: &str, name: &str, values: &BTreeMap<String, String>) -> SecretSummary {
+    let keys = values.keys().cloned().collect();
+    SecretSummary { namespace: namespace.into(), name: name.into(), keys, changed_at: 1_767_225_600 }
 }

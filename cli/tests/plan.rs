@@ -3,6 +3,9 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Instant;
+
+use tandem_reference::true_shape::{UD_Q2_K_XL_BYTES, kimi_shards, write_sparse};
 
 fn tandem(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tandem"))
@@ -116,6 +119,41 @@ fn the_tiny_model_is_sized_from_its_own_headers() {
         (&true.into(), &true.into(), &"exact".into())
     );
     assert_eq!(cpu["hostsMissing"], 1, "the manifest asks to survive a host");
+}
+
+/// Files of full length, of which only the headers are there: 375 GB are headed, sized and planned for six fleets in seconds.
+#[test]
+fn kimi_from_the_headers_of_sparse_files() {
+    let folder = tempfile::tempdir().unwrap();
+    write_sparse(folder.path(), &kimi_shards(8)).unwrap();
+    let start = Instant::now();
+    let headers = folder.path().to_str().unwrap();
+    let arguments = [
+        "plan",
+        "-f",
+        "examples/kimi.yaml",
+        "--hosts",
+        "examples/hosts/",
+        "--model-headers",
+        headers,
+        "-o",
+        "json",
+    ];
+    let report: serde_json::Value = serde_json::from_str(&said(&arguments)).unwrap();
+    println!("headed, sized and planned for six fleets in {:.1?}", start.elapsed());
+    let need = &report["need"];
+    assert_eq!((&need["exactness"], &need["fileBytes"]), (&"exact".into(), &UD_Q2_K_XL_BYTES.into()));
+    assert_eq!(need["kvBytes"], 196_608_u64 * 70_272);
+    assert_eq!(report["fleets"].as_array().unwrap().len(), 6);
+    // From the catalogue, without a header: as near as the headers are small.
+    let arguments =
+        ["plan", "-f", "examples/kimi.yaml", "--hosts", "examples/hosts/", "--offline", "-o", "json"];
+    let estimated: serde_json::Value = serde_json::from_str(&said(&arguments)).unwrap();
+    let total = |report: &serde_json::Value| report["need"]["totalBytes"].as_u64().unwrap();
+    assert!(total(&estimated).abs_diff(total(&report)) < 16 << 20, "{need} against {}", estimated["need"]);
+    let active = |report: &serde_json::Value| report["need"]["activeBytesPerToken"].as_f64().unwrap();
+    println!("active bytes a token: {} from headers, {} known", active(&report), active(&estimated));
+    assert!((active(&report) / active(&estimated) - 1.0).abs() < 0.1);
 }
 
 #[test]

@@ -154,6 +154,18 @@ impl Writer {
     /// # Errors
     /// As for [`finish`](Self::finish), and when there are fewer tensors than files.
     pub fn finish_shards(&self, files: usize) -> Result<Vec<Vec<u8>>, WriteError> {
+        Ok(self.shards(files, true)?.into_iter().map(|file| file.bytes).collect())
+    }
+
+    /// The headers alone of the same files, each with the length that its file would have.
+    ///
+    /// # Errors
+    /// As for [`finish_shards`](Self::finish_shards), but tensors need no data.
+    pub fn header_shards(&self, files: usize) -> Result<Vec<(Vec<u8>, u64)>, WriteError> {
+        Ok(self.shards(files, false)?.into_iter().map(|file| (file.bytes, file.len)).collect())
+    }
+
+    fn shards(&self, files: usize, with_data: bool) -> Result<Vec<Written>, WriteError> {
         self.check_own_keys()?;
         let tensors = self.tensors.len();
         if files == 0 || files > tensors || files > MAX_SHARDS || tensors as u64 > MAX_TENSORS {
@@ -166,7 +178,7 @@ impl Writer {
                 metadata.insert("split.count", files as u16);
                 metadata.insert("split.tensors.count", tensors as i32);
                 let part = &self.tensors[tensors * file / files..tensors * (file + 1) / files];
-                self.write(&metadata, part, true).map(|file| file.bytes)
+                self.write(&metadata, part, with_data)
             })
             .collect()
     }

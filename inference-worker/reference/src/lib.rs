@@ -19,6 +19,7 @@ pub mod metadata;
 pub mod random;
 pub mod rope;
 pub mod tensor;
+pub mod true_shape;
 
 use random::Random;
 use tandem_gguf::Value;

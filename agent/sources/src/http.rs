@@ -184,9 +184,12 @@ impl Answer {
             }
             _ => {}
         }
+        // A store that was redirected to has no business with credentials: its link is bad.
+        let elsewhere = self.url.origin() != ask.url.origin();
         let said = self.said().await.map(|said| format!(" ({said})")).unwrap_or_default();
         let given = ask.authorization.is_some() || ask.url.query().is_some();
         match status {
+            _ if elsewhere => TransferError::Status { url, status, said, retry_after },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if given => {
                 TransferError::Denied { url, status, said }
             }
@@ -233,4 +236,71 @@ fn location(from: &Url, headers: &HeaderMap) -> Option<Url> {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http() -> Http {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let to = |text: &str| vec![text.parse().unwrap()];
+        let access = Access::default()
+            .naming("public.example", to("203.0.113.7"))
+            .naming("private.example", to("10.1.2.3"))
+            .naming("local.example", to("127.0.0.1"))
+            .naming("metadata.example", to("169.254.169.254"))
+            .naming("mixed.example", vec!["203.0.113.7".parse().unwrap(), "127.0.0.1".parse().unwrap()]);
+        Http::new(true, &access).unwrap()
+    }
+
+    #[tokio::test]
+    async fn redirects_lead_outwards_or_stay_where_they_are() {
+        let http = http();
+        let order = ["local.example", "private.example", "public.example"];
+        for (from_at, from) in order.iter().enumerate() {
+            for (to_at, to) in order.iter().enumerate() {
+                let url = |host: &str| Url::parse(&format!("https://{host}/x")).unwrap();
+                let lead = http.may_lead(&url(from), &url(to)).await;
+                assert_eq!(lead.is_ok(), to_at >= from_at, "{from} to {to}: {lead:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_to_where_no_model_comes_from_are_refused() {
+        let http = http();
+        for (from, to, expected) in [
+            ("https://public.example/", "http://public.example/", "from https to http"),
+            ("https://public.example/", "http://127.0.0.1/", "from https to http"),
+            ("https://public.example/", "https://127.0.0.1/", "narrower"),
+            ("https://public.example/", "https://mixed.example/", "narrower"),
+            ("https://public.example/", "https://10.0.0.1/", "narrower"),
+            ("https://public.example/", "https://[fd00::1]/", "narrower"),
+            ("https://public.example/", "https://[::ffff:10.0.0.1]/", "narrower"),
+            ("https://public.example/", "https://169.254.169.254/latest/", "no model comes from"),
+            ("http://127.0.0.1/", "http://169.254.169.254/latest/", "no model comes from"),
+            ("http://127.0.0.1/", "http://10.0.0.1/", "no model comes from"),
+            ("https://public.example/", "https://metadata.example/", "no model comes from"),
+            ("https://public.example/", "https://u:p@public.example/", "no plain https"),
+            ("https://public.example/", "file:///etc/passwd", "no plain https"),
+            ("https://public.example/", "ftp://public.example/", "no plain https"),
+        ] {
+            let error = http.may_lead(&from.parse().unwrap(), &to.parse().unwrap()).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{from} to {to}: {error}");
+            assert!(!error.is_transient());
+        }
+    }
+
+    #[test]
+    fn words_of_servers_are_words() {
+        assert_eq!(word("Signature<b>DoesNotMatch"), "SignaturebDoesNotMatch");
+        assert_eq!(word(&"x".repeat(100)).len(), 48);
+        let mut headers = HeaderMap::new();
+        assert_eq!(retry_after(&headers), None);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(" 7 "));
+        assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("Wed, 21 Oct 2015 07:28:00 GMT"));
+        assert_eq!(retry_after(&headers), None);
+    }
 }

@@ -5,7 +5,7 @@
 //!
 //! Each protocol comes down to two things: a list of files with digests and lengths, and a GET of a range. Hubs, buckets,
 //! registries and web servers all are asked by one client, which looks every name up once and follows redirects by itself,
-//! so that no answer can lead to where no model comes from.
+//! so that no answer can lead to where no model comes from. Programs have installed a TLS provider before they open one.
 
 mod access;
 mod address;

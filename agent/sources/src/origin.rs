@@ -11,12 +11,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 use tandem_worker_api::Sha256Hex;
 
 use crate::http::Http;
 use crate::source;
+use crate::sums::{self, NAME as SUMS};
 use crate::{Access, Body, Secret, Source, TransferError};
 
 /// A source made ready to read from. Cheap to clone and to share; every read is a request of its own, over connections that
@@ -52,6 +55,8 @@ pub(crate) enum Listing {
     HugeSums,
     /// Files of which the place knows more than the name.
     Files(Vec<Entry>),
+    /// The shards of one model, whose names say nothing.
+    Model(Vec<Entry>),
 }
 
 /// A file, as a hub or a registry lists it.
@@ -108,45 +113,34 @@ impl Origin {
     /// # Errors
     /// When the file is not there, or does not answer for just these bytes.
     pub async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Body, TransferError> {
-        let (places, good) = match &*self.0 {
-            Inner::Folder(folder) => return Body::of_file(&folder.join(name), range).await,
-            Inner::Remote { places, good, .. } => (places, good),
-        };
-        let first = good.load(Ordering::Relaxed);
-        let mut failed = None;
-        for index in (first..places.len()).chain(0..first) {
-            match places[index].read(name, range.clone()).await {
-                Ok(body) => {
-                    good.store(index, Ordering::Relaxed);
-                    return Ok(body);
-                }
-                Err(error) if error.is_of_the_place() => failed = failed.or(Some(error)),
-                Err(error) => return Err(error),
+        match &*self.0 {
+            Inner::Folder(folder) => Body::of_file(&folder.join(name), range).await,
+            Inner::Remote { places, good, .. } => {
+                first_good(places, good, |place| place.read(name, range.clone()).boxed()).await
             }
         }
-        Err(failed.expect("an origin has at least one place, and each that doesn't answer says why"))
     }
 
     /// What there is to choose from.
     pub(crate) async fn list(&self) -> Result<Listing, TransferError> {
-        match &*self.0 {
-            Inner::Folder(_) => self.sums().await,
-            Inner::Remote { places, .. } => match &places[0] {
-                Place::Hub(hub) => hub.list().await.map(Listing::Files),
-                Place::Registry(registry) => Ok(Listing::Files(registry.list())),
-                Place::Site(_) | Place::Bucket(_) => self.sums().await,
-            },
+        let listing = match &*self.0 {
+            Inner::Folder(_) => sums(self.read(SUMS, None).await).await,
+            Inner::Remote { places, good, .. } => {
+                first_good(places, good, |place| place.list().boxed()).await
+            }
+        };
+        match listing {
+            Err(TransferError::NotFound(_)) if self.has_sums() => Ok(Listing::None),
+            listing => listing,
         }
     }
 
-    async fn sums(&self) -> Result<Listing, TransferError> {
-        let mut body = match self.read(crate::sums::NAME, None).await {
-            Ok(body) => body,
-            Err(TransferError::NotFound(_)) => return Ok(Listing::None),
-            Err(error) => return Err(error),
-        };
-        let text = body.collect(crate::sums::LONGEST).await?;
-        Ok(text.map_or(Listing::HugeSums, Listing::Sums))
+    /// Whether what there is should be listed in a `SHA256SUMS`.
+    fn has_sums(&self) -> bool {
+        match &*self.0 {
+            Inner::Folder(_) => true,
+            Inner::Remote { places, .. } => matches!(places[0], Place::Site(_) | Place::Bucket(_)),
+        }
     }
 
     /// The source with its revision pinned, where it has one.
@@ -223,6 +217,14 @@ impl Place {
         }
     }
 
+    async fn list(&self) -> Result<Listing, TransferError> {
+        match self {
+            Self::Hub(hub) => hub.list().await.map(Listing::Files),
+            Self::Registry(registry) => Ok(registry.list()),
+            Self::Site(_) | Self::Bucket(_) => sums(self.read(SUMS, None).await).await,
+        }
+    }
+
     fn revision(&self) -> Option<&str> {
         match self {
             Self::Hub(hub) => Some(hub.commit()),
@@ -230,6 +232,33 @@ impl Place {
             Self::Site(_) | Self::Bucket(_) => None,
         }
     }
+}
+
+/// Asks the places in turn, beginning with the one that answered last; the first one's refusal counts when all refuse.
+async fn first_good<'a, T>(
+    places: &'a [Place],
+    good: &AtomicUsize,
+    ask: impl Fn(&'a Place) -> BoxFuture<'a, Result<T, TransferError>>,
+) -> Result<T, TransferError> {
+    let first = good.load(Ordering::Relaxed);
+    let mut failed = None;
+    for index in (first..places.len()).chain(0..first) {
+        match ask(&places[index]).await {
+            Ok(answer) => {
+                good.store(index, Ordering::Relaxed);
+                return Ok(answer);
+            }
+            Err(error) if error.is_of_the_place() => failed = failed.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(failed.expect("an origin has at least one place, and each that doesn't answer says why"))
+}
+
+/// A `SHA256SUMS`, within its bound.
+async fn sums(body: Result<Body, TransferError>) -> Result<Listing, TransferError> {
+    let text = body?.collect(sums::LONGEST).await?;
+    Ok(text.map_or(Listing::HugeSums, Listing::Sums))
 }
 
 /// What `base` is on a mirror of `from`.

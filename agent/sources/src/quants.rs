@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tandem_worker_api::Sha256Hex;
 
 use crate::listing::{models, quant_of};
-use crate::resolve::{files, opened};
+use crate::resolve::{There, opened, there};
 use crate::{Access, ListedFile, Origin, ResolveError, Secret, Source};
 
 /// Lengths that are asked for at once, where the place doesn't list them.
@@ -52,7 +52,7 @@ pub async fn quants(
     access: &Access,
 ) -> Result<Vec<QuantListing>, ResolveError> {
     let origin = opened(source, credential, access).await?;
-    let (there, known) = files(&origin, source, access).await?;
+    let There { files: there, lengths: known, .. } = there(&origin, source, access).await?;
     let there = match &source.file {
         Some(name) => crate::listing::by_name(&there, name)?,
         None => there,

@@ -125,10 +125,11 @@ pub async fn resolve(
 ) -> Result<Resolved, ResolveError> {
     let origin = opened(source, credential, access).await?;
     let (picked, lengths) = if listed.is_empty() {
-        let (there, lengths) = files(&origin, source, access).await?;
+        let There { files, lengths, is_model } = there(&origin, source, access).await?;
         let picked = match &source.file {
-            Some(name) => by_name(&there, name)?,
-            None => by_quant(&there, quant)?,
+            _ if is_model => as_listed(&files)?,
+            Some(name) => by_name(&files, name)?,
+            None => by_quant(&files, quant)?,
         };
         (picked, lengths)
     } else {
@@ -164,25 +165,32 @@ pub(crate) async fn opened(
     retried.await
 }
 
-/// Every file with a digest, and the lengths of those whose place knows them.
-pub(crate) async fn files(
-    origin: &Origin,
-    source: &Source,
-    access: &Access,
-) -> Result<(Vec<ListedFile>, BTreeMap<String, u64>), ResolveError> {
+/// What a place has.
+pub(crate) struct There {
+    /// Every file with a digest.
+    pub(crate) files: Vec<ListedFile>,
+    /// The lengths of those whose place knows them.
+    pub(crate) lengths: BTreeMap<String, u64>,
+    /// Whether they are one model, of whatever quant: their names don't say it.
+    pub(crate) is_model: bool,
+}
+
+pub(crate) async fn there(origin: &Origin, source: &Source, access: &Access) -> Result<There, ResolveError> {
     let list = || origin.list();
     let retried = list.retry(access.backoff()).when(TransferError::is_transient).adjust(TransferError::wait);
-    match retried.await? {
+    let listing = retried.await?;
+    let is_model = matches!(listing, Listing::Model(_));
+    match listing {
         Listing::None if origin.is_missing() => Err(ResolveError::NoFolder(source.to_string())),
         Listing::None => Err(ResolveError::NoSums(source.to_string())),
         Listing::HugeSums => Err(ResolveError::HugeSums(source.to_string())),
-        Listing::Sums(bytes) => Ok((sums::parse(&bytes)?, BTreeMap::new())),
-        Listing::Files(entries) => {
+        Listing::Sums(bytes) => Ok(There { files: sums::parse(&bytes)?, lengths: BTreeMap::new(), is_model }),
+        Listing::Files(entries) | Listing::Model(entries) => {
             let lengths = entries.iter().map(|entry| (entry.name.clone(), entry.bytes)).collect();
             let listed = entries
                 .into_iter()
                 .filter_map(|entry| Some(ListedFile { name: entry.name, sha256: entry.sha256? }));
-            Ok((listed.collect(), lengths))
+            Ok(There { files: listed.collect(), lengths, is_model })
         }
     }
 }

@@ -186,6 +186,11 @@ fn url(text: &str, shown: impl Fn() -> String) -> Result<(Place, Option<String>)
     if !url.username().is_empty() || url.password().is_some() {
         return Err(BadSource::Unwanted("a user name or password"));
     }
+    // Servers and file systems decode these after prefixes were compared.
+    let path = url.path().to_ascii_lowercase();
+    if ["%2f", "%5c", "%00"].iter().any(|hidden| path.contains(hidden)) {
+        return Err(BadSource::Unwanted("an encoded slash, backslash or NUL"));
+    }
     match url.scheme() {
         "file" => folder(&url).ok_or_else(|| BadSource::NotAbsolute(shown())),
         "https" | "http" => site(&url),

@@ -126,6 +126,7 @@ async fn private_places_want_their_credential_and_say_so() {
         token: Some("hf_good".to_owned()),
         s3: Some(("AKID".to_owned(), "se/cr+et".to_owned(), Some("ses:sion==".to_owned()))),
         registry: Some(("robot$x".to_owned(), "pass:word".to_owned())),
+        region: None,
     };
     site.hub.set_keys(keys());
     let [_, s3, ..] = &site.sources()[..] else { panic!() };

@@ -68,6 +68,8 @@ pub struct Keys {
     pub token: Option<String>,
     /// Access key, secret key, and perhaps a session token, of the S3 door.
     pub s3: Option<(String, String, Option<String>)>,
+    /// The region that the S3 door is in; without, it is in whichever is asked for.
+    pub region: Option<String>,
     /// Name and password, for the registry's server of tokens.
     pub registry: Option<(String, String)>,
 }
@@ -84,6 +86,8 @@ pub struct Hub {
 pub(crate) struct Shared {
     pub(crate) urls: Urls,
     pub(crate) repositories: Mutex<BTreeMap<String, Repository>>,
+    /// Manifests that tests have written themselves.
+    pub(crate) manifests: Mutex<BTreeMap<String, String>>,
     pub(crate) keys: Mutex<Keys>,
     /// What links are signed with; another number makes all earlier ones expire.
     pub(crate) links: Mutex<u64>,
@@ -105,6 +109,7 @@ impl Hub {
         let shared = Arc::new(Shared {
             urls,
             repositories: Mutex::default(),
+            manifests: Mutex::default(),
             keys: Mutex::default(),
             links: Mutex::default(),
             tokens: Mutex::default(),
@@ -160,6 +165,12 @@ impl Hub {
             .get(name)
             .and_then(|repository| repository.newest())
             .map(|files| registry::manifest(files).1)
+    }
+
+    /// Lets the registry give this text for a repository's tag, whatever is published there; its layers' digests are those of
+    /// published files.
+    pub fn set_manifest(&self, name: &str, text: &str) {
+        lock(&self.shared.manifests).insert(name.to_owned(), text.to_owned());
     }
 
     /// Changes who may read; also what a token that was good is no longer.

@@ -35,14 +35,19 @@ pub(crate) async fn answer(shared: &Arc<Shared>, asked: Asked) -> Response<Body>
         let repositories = lock(&shared.repositories);
         let Some(repository) = repositories.get(repo) else { return StatusCode::NOT_FOUND.into_response() };
         let all = repository.newest().into_iter().chain(repository.all());
-        all.filter(|files| kind == "blobs" || !reference.contains(':') || manifest(files).1 == reference)
-            .cloned()
-            .collect()
+        let own = lock(&shared.manifests).contains_key(repo);
+        all.filter(|files| {
+            own || kind == "blobs" || !reference.contains(':') || manifest(files).1 == reference
+        })
+        .cloned()
+        .collect()
     };
     let Some(files) = commits.first() else { return StatusCode::NOT_FOUND.into_response() };
     match kind {
         "manifests" => {
-            let (text, digest) = manifest(files);
+            let own = lock(&shared.manifests).get(repo).cloned();
+            let own = own.map(|text| (text.clone(), format!("sha256:{}", hex::encode(Sha256::digest(text)))));
+            let (text, digest) = own.unwrap_or_else(|| manifest(files));
             let mut response = file::text(shared, &asked, MANIFEST, text);
             if let Ok(digest) = digest.parse() {
                 response.headers_mut().insert("docker-content-digest", digest);

@@ -12,6 +12,15 @@ use crate::{Shared, file, lock, signature, web};
 
 pub(crate) async fn answer(shared: &Arc<Shared>, asked: Asked) -> Response<Body> {
     let keys = lock(&shared.keys).clone();
+    if let (Some(region), Some(asked)) = (&keys.region, signature::region(&asked))
+        && *region != asked
+    {
+        let mut response = refusal(StatusCode::MOVED_PERMANENTLY, "PermanentRedirect");
+        if let Ok(region) = region.parse() {
+            response.headers_mut().insert("x-amz-bucket-region", region);
+        }
+        return response;
+    }
     if let Err(code) = signature::verify(&asked, &keys, Timestamp::now()) {
         return refusal(StatusCode::FORBIDDEN, code);
     }

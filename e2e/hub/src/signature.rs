@@ -49,6 +49,11 @@ pub(crate) fn verify(asked: &Asked, keys: &Keys, now: Timestamp) -> Result<(), &
     if expected == signature { Ok(()) } else { Err("SignatureDoesNotMatch") }
 }
 
+/// The region that a request was signed for.
+pub(crate) fn region(asked: &Asked) -> Option<String> {
+    asked.parameter("X-Amz-Credential")?.split('/').nth(2).map(str::to_owned)
+}
+
 fn signature_of(
     asked: &Asked,
     secret_key: &str,
@@ -78,4 +83,47 @@ fn signature_of(
         key = hmac(&key, part.as_bytes());
     }
     Some(hex::encode(hmac(&key, text.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::http::Request;
+
+    use super::*;
+    use crate::Door;
+
+    const EXAMPLE: &str = "/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256\
+        &X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request\
+        &X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host\
+        &X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404";
+
+    fn verified(url: &str, secret_key: &str, seconds_later: i64) -> Result<(), &'static str> {
+        let request = Request::get(url).header("host", "examplebucket.s3.amazonaws.com").body(()).unwrap();
+        let (parts, ()) = request.into_parts();
+        let path = parts.uri.path().to_owned();
+        let asked = Asked { door: Door::S3, path, counter: Arc::default(), parts };
+        let s3 = Some(("AKIAIOSFODNN7EXAMPLE".to_owned(), secret_key.to_owned(), None));
+        let signed_at: Timestamp = "2013-05-24T00:00:00Z".parse().unwrap();
+        let now = Timestamp::from_second(signed_at.as_second() + seconds_later).unwrap();
+        verify(&asked, &Keys { s3, ..Keys::default() }, now)
+    }
+
+    /// The example of a signed URL in Amazon's documentation of the query parameters.
+    #[test]
+    fn the_published_example_is_good_and_its_neighbours_are_not() {
+        let key = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+        assert_eq!(verified(EXAMPLE, key, 60), Ok(()));
+        assert_eq!(verified(EXAMPLE, "wrong", 60), Err("SignatureDoesNotMatch"));
+        assert_eq!(verified(EXAMPLE, key, 86_401), Err("ExpiredToken"));
+        assert_eq!(verified(EXAMPLE, key, -3600), Err("ExpiredToken"));
+        let other = EXAMPLE.replace("test.txt", "best.txt");
+        assert_eq!(verified(&other, key, 60), Err("SignatureDoesNotMatch"));
+        let longer = EXAMPLE.replace("86400", "96400");
+        assert_eq!(verified(&longer, key, 60), Err("SignatureDoesNotMatch"));
+        assert_eq!(verified(&EXAMPLE.replace("AKIA", "BKIA"), key, 60), Err("InvalidAccessKeyId"));
+        assert_eq!(verified(&format!("{EXAMPLE}&X-Amz-Security-Token=x"), key, 60), Err("InvalidToken"));
+        assert_eq!(verified("/test.txt", key, 60), Err("AccessDenied"));
+    }
 }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use self::manifest::Layer;
 use self::token::Tokens;
 use super::located::Located;
-use super::{Entry, below};
+use super::{Entry, Listing, below};
 use crate::error::shown;
 use crate::http::{Answer, Ask, Http};
 use crate::source::{Reference, is_digest, literal};
@@ -25,6 +25,8 @@ pub(super) struct Registry {
     base: Url,
     digest: String,
     layers: Vec<Layer>,
+    /// Whether the manifest names no file: it is one model then.
+    is_unnamed: bool,
     tokens: Tokens,
     located: Located,
 }
@@ -55,7 +57,8 @@ impl Registry {
         let base = below(&endpoint, ["v2"].into_iter().chain(repo.split('/')));
         let tokens = Tokens::new(endpoint, repo, credential)?;
         let (located, layers) = (Located::default(), Vec::new());
-        let mut registry = Self { http, base, digest: String::new(), layers, tokens, located };
+        let mut registry =
+            Self { http, base, digest: String::new(), layers, is_unnamed: false, tokens, located };
         let url = below(&registry.base, ["manifests", reference.as_str()]);
         let ask = Ask { accept: Some(manifest::TYPES), ..Ask::new(url.clone()) };
         let answer = registry.ask(&ask).await?;
@@ -70,7 +73,7 @@ impl Registry {
             let found = registry.digest;
             return Err(TransferError::ChangedRevision { url: shown(&url), expected, found });
         }
-        registry.layers =
+        (registry.layers, registry.is_unnamed) =
             manifest::layers(&text).map_err(|what| TransferError::Malformed { url: shown(&url), what })?;
         Ok(registry)
     }
@@ -79,13 +82,14 @@ impl Registry {
         &self.digest
     }
 
-    pub(super) fn list(&self) -> Vec<Entry> {
+    pub(super) fn list(&self) -> Listing {
         let entry = |layer: &Layer| Entry {
             name: layer.name.clone(),
             sha256: Some(layer.sha256),
             bytes: layer.bytes,
         };
-        self.layers.iter().map(entry).collect()
+        let entries = self.layers.iter().map(entry).collect();
+        if self.is_unnamed { Listing::Model(entries) } else { Listing::Files(entries) }
     }
 
     pub(super) async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Body, TransferError> {

@@ -45,7 +45,8 @@ pub(super) struct Layer {
 }
 
 /// The model files of a manifest, or what it should have been. Files without a name are the shards of one model, in order.
-pub(super) fn layers(text: &[u8]) -> Result<Vec<Layer>, &'static str> {
+/// The other value says whether no file has a name.
+pub(super) fn layers(text: &[u8]) -> Result<(Vec<Layer>, bool), &'static str> {
     let manifest: Manifest =
         serde_json::from_slice(text).map_err(|_| "manifest of an image: is this a registry?")?;
     if !manifest.manifests.is_empty() {
@@ -66,6 +67,7 @@ pub(super) fn layers(text: &[u8]) -> Result<Vec<Layer>, &'static str> {
         named.push((name, sha256, layer.size));
     }
     let count = named.iter().filter(|(name, ..)| name.is_none()).count();
+    let all = named.len();
     let mut number = 0;
     let layers = named.into_iter().map(|(name, sha256, bytes)| {
         let name = name.unwrap_or_else(|| {
@@ -74,7 +76,7 @@ pub(super) fn layers(text: &[u8]) -> Result<Vec<Layer>, &'static str> {
         });
         Layer { name, sha256, bytes }
     });
-    Ok(layers.collect())
+    Ok((layers.collect(), count > 0 && count == all))
 }
 
 #[cfg(test)]
@@ -83,7 +85,11 @@ mod tests {
 
     fn names(layers: &str) -> Result<Vec<String>, &'static str> {
         let text = layers.replace("DIGEST", &format!("sha256:{}", "a1".repeat(32)));
-        super::layers(text.as_bytes()).map(|layers| layers.into_iter().map(|layer| layer.name).collect())
+        super::layers(text.as_bytes()).map(|(layers, _)| layers.into_iter().map(|layer| layer.name).collect())
+    }
+
+    fn is_unnamed(layers: &str) -> bool {
+        super::layers(layers.replace("DIGEST", &format!("sha256:{}", "a1".repeat(32))).as_bytes()).unwrap().1
     }
 
     fn layer(kind: &str, title: Option<&str>) -> String {
@@ -104,6 +110,8 @@ mod tests {
         assert_eq!(names(&manifest(&[layer(MODELS[1], None), tar])).unwrap(), ["model.gguf"]);
         let two = manifest(&[layer(MODELS[0], None), layer(MODELS[0], Some("../x.gguf"))]);
         assert_eq!(names(&two).unwrap(), ["model-00001-of-00002.gguf", "model-00002-of-00002.gguf"]);
+        assert!(is_unnamed(&two) && is_unnamed(&manifest(&[layer(MODELS[1], None)])));
+        assert!(!is_unnamed(&manifest(&[layer("x", Some("a.gguf"))])) && !is_unnamed(&manifest(&[])));
         let nulls = r#"{"layers":[{"mediaType":"x","digest":"DIGEST","size":7,"annotations":null}]}"#;
         assert!(names(nulls).unwrap().is_empty());
     }

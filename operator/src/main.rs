@@ -50,6 +50,12 @@ struct Run {
     /// A mirror of the hub: the same as `--mirror hf://=URL`, after those that are given.
     #[arg(long, env = "HF_ENDPOINT", value_name = "URL")]
     hf_endpoint: Option<String>,
+    /// An S3 store of your own, as https://host/, for s3:// sources. Hosts use it, too.
+    #[arg(long, env = "TANDEM_OPERATOR_S3_ENDPOINT", value_name = "URL")]
+    s3_endpoint: Option<String>,
+    /// Region of S3 stores [default: us-east-1].
+    #[arg(long, env = "TANDEM_OPERATOR_S3_REGION", value_name = "REGION")]
+    s3_region: Option<String>,
     /// File of authorities to trust beside the system's when models are fetched, as PEM.
     #[arg(long, env = "TANDEM_OPERATOR_EXTRA_CA", value_name = "FILE")]
     extra_ca: Option<PathBuf>,
@@ -85,7 +91,13 @@ fn main() -> ExitCode {
         listen: run.listen,
         advertise: run.advertise,
         timing: Timing::default(),
-        sources: SourceSettings { allowed: run.allow_sources, mirrors, extra_ca: run.extra_ca },
+        sources: SourceSettings {
+            allowed: run.allow_sources,
+            mirrors,
+            s3_endpoint: run.s3_endpoint,
+            s3_region: run.s3_region,
+            extra_ca: run.extra_ca,
+        },
     };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tandem_crds::{Context, InferenceDeploymentSpec, KvCache, ListedFile, ModelStatus, ResolvedFile, Sizing};
 use tandem_gguf::ShardSet;
 use tandem_plan::sizing;
-use tandem_sources::{Resolved, Secret, Source};
+use tandem_sources::{Resolved, Secret};
 use tandem_store::{Store, StoreError, Version};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -156,7 +156,7 @@ impl Models {
         listed: &[tandem_sources::ListedFile],
         credential: Option<&Secret>,
     ) -> Result<Resolved, String> {
-        let source: Source = source.parse().map_err(|error: tandem_sources::BadSource| error.to_string())?;
+        let source = cluster.sources.parse(source)?;
         let _turn = self.at_once.acquire().await.map_err(|_| "the operator is ending".to_owned())?;
         tandem_sources::resolve(&source, quant, listed, credential, &cluster.sources.access)
             .await
@@ -286,6 +286,8 @@ async fn answer(
     (files, load): &Question,
     found: Found,
 ) -> Result<Answer, String> {
+    // Also what is known already: the rule may be newer.
+    cluster.sources.parse(&files.source)?;
     let key = record_key(files);
     let saved = saved(&*cluster.store, &key).await.map_err(|error| chain(&error))?;
     if let Some(saved) = &saved

@@ -27,6 +27,10 @@ pub struct SourceSettings {
     pub allowed: Vec<String>,
     /// `FROM=TO`, such as `hf://=https://hub.example.com/`, in the order to try.
     pub mirrors: Vec<String>,
+    /// An S3 store of one's own, `https://host/`; none: Amazon's. Hosts are told of it as a mirror.
+    pub s3_endpoint: Option<String>,
+    /// The region of S3 stores; none: `us-east-1`.
+    pub s3_region: Option<String>,
     /// File of authorities to trust beside the system's, as PEM.
     pub extra_ca: Option<PathBuf>,
 }

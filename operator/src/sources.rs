@@ -2,14 +2,16 @@
 //! told in their supply.
 
 use anyhow::{Context as _, Result};
-use tandem_sources::Access;
+use tandem_sources::{Access, Source};
 
 use crate::settings::SourceSettings;
 
 /// As [`SourceSettings`], checked.
 pub(crate) struct Sources {
     pub(crate) access: Access,
+    /// As hosts are told.
     pub(crate) allowed: Vec<String>,
+    /// As hosts are told; an S3 store of one's own among them.
     pub(crate) mirrors: Vec<String>,
 }
 
@@ -17,7 +19,7 @@ impl Sources {
     /// Checks settings.
     ///
     /// # Errors
-    /// When the file of authorities can't be read.
+    /// When one of them can't be used; the text says what to write.
     pub(crate) fn new(settings: &SourceSettings) -> Result<Self> {
         let mut access = Access::default();
         if let Some(path) = &settings.extra_ca {
@@ -27,6 +29,82 @@ impl Sources {
                 .trusting(&pem)
                 .with_context(|| format!("the file of --extra-ca, {}, can't be used", path.display()))?;
         }
-        Ok(Self { access, allowed: settings.allowed.clone(), mirrors: settings.mirrors.clone() })
+        for prefix in &settings.allowed {
+            access = access.allowing(prefix).context("--allow-source can't be used")?;
+        }
+        let mut mirrors = settings.mirrors.clone();
+        mirrors.extend(settings.s3_endpoint.iter().map(|endpoint| format!("s3://={endpoint}")));
+        for mirror in &mirrors {
+            access = access.mirrored(mirror).context("--mirror can't be used")?;
+        }
+        if let Some(region) = &settings.s3_region {
+            access = access.s3(None, region).context("--s3-region can't be used")?;
+        }
+        Ok(Self { access, allowed: settings.allowed.clone(), mirrors })
+    }
+
+    /// Parses a source that may be used.
+    ///
+    /// # Errors
+    /// A sentence that says what to change, here or in the operator's own arguments.
+    pub(crate) fn parse(&self, source: &str) -> Result<Source, String> {
+        let parsed: Source = source.parse().map_err(|error: tandem_sources::BadSource| error.to_string())?;
+        self.access.allows(&parsed).map_err(|error| {
+            format!("{error}; the operator's argument `--allow-source {}` would allow it", prefix(source))
+        })?;
+        Ok(parsed)
+    }
+}
+
+/// What allows a source and its neighbours: the hub's owner, the host, the bucket, the registry; of a folder, itself.
+fn prefix(source: &str) -> String {
+    match source.split_once("://") {
+        Some((kind, rest)) if kind != "file" => {
+            format!("{kind}://{}/", rest.split(['/', '@']).next().unwrap_or_default())
+        }
+        _ => source.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_allowed_says_what_would_allow_it_and_that_does() {
+        let settings = |allowed: &[&str]| SourceSettings {
+            allowed: allowed.iter().map(|&prefix| prefix.to_owned()).collect(),
+            ..SourceSettings::default()
+        };
+        for source in [
+            "hf://unsloth/Kimi-K2.5-GGUF@main",
+            "https://models.example.com/kimi/",
+            "s3://models/kimi",
+            "oci://registry.example.com/acme/kimi:q8",
+            "file:///models/kimi",
+        ] {
+            let sentence = Sources::new(&settings(&["hf://nobody"])).unwrap().parse(source).unwrap_err();
+            println!("{sentence}");
+            assert!(sentence.contains("hf://nobody") && sentence.contains(source), "{sentence}");
+            let (_, advice) = sentence.split_once("--allow-source ").unwrap();
+            let advised = advice.split('`').next().unwrap();
+            Sources::new(&settings(&["hf://nobody", advised])).unwrap().parse(source).unwrap();
+        }
+    }
+
+    #[test]
+    fn arguments_that_cannot_be_used_are_refused_at_the_start() {
+        let bad = [
+            SourceSettings { allowed: vec!["unsloth".into()], ..SourceSettings::default() },
+            SourceSettings { mirrors: vec!["hf://".into()], ..SourceSettings::default() },
+            SourceSettings { s3_endpoint: Some("minio".into()), ..SourceSettings::default() },
+            SourceSettings { s3_region: Some("a b".into()), ..SourceSettings::default() },
+            SourceSettings { extra_ca: Some("/nonexistent".into()), ..SourceSettings::default() },
+        ];
+        for settings in bad {
+            let Err(error) = Sources::new(&settings) else { panic!("{settings:?} is taken") };
+            let text = format!("{error:#}");
+            assert!(text.starts_with("--") || text.contains("--extra-ca"), "{text}");
+        }
     }
 }

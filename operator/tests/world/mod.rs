@@ -46,6 +46,8 @@ pub(crate) struct World {
     pub(crate) admin: Credentials,
     operator: Option<Operator>,
     timing: Timing,
+    /// Where models come from, from the next start on.
+    pub(crate) sources: SourceSettings,
     address: SocketAddr,
 }
 
@@ -62,18 +64,25 @@ impl World {
     }
 
     pub(crate) async fn start_with(timing: Timing) -> Self {
+        Self::start_reading(timing, SourceSettings::default()).await
+    }
+
+    /// One that reads models from where it is told.
+    pub(crate) async fn start_reading(timing: Timing, sources: SourceSettings) -> Self {
         tandem_pki::install_tls_provider();
         let dir = tempfile::tempdir().unwrap();
-        let operator = tandem_operator::start(settings(dir.path(), 0, timing)).await.unwrap();
+        let settings = Settings { sources: sources.clone(), ..settings(dir.path(), 0, timing) };
+        let operator = tandem_operator::start(settings).await.unwrap();
         let admin = Credentials::load(&dir.path().join("operator/admin")).unwrap();
         let url = operator.url().to_owned();
-        Self { dir, url, admin, address: operator.address(), operator: Some(operator), timing }
+        Self { dir, url, admin, address: operator.address(), operator: Some(operator), timing, sources }
     }
 
     /// An operator that runs as a process of its own.
     pub(crate) fn of_process(dir: tempfile::TempDir, url: &str, admin: Credentials) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { dir, url: url.to_owned(), admin, address, operator: None, timing: Timing::default() }
+        let (timing, sources) = (Timing::default(), SourceSettings::default());
+        Self { dir, url: url.to_owned(), admin, address, operator: None, timing, sources }
     }
 
     pub(crate) async fn stop(&mut self) {
@@ -84,6 +93,7 @@ impl World {
 
     pub(crate) async fn start_again(&mut self) {
         let settings = settings(self.dir.path(), self.address.port(), self.timing);
+        let settings = Settings { sources: self.sources.clone(), ..settings };
         self.operator = Some(tandem_operator::start(settings).await.unwrap());
     }
 
@@ -444,7 +454,7 @@ impl World {
     pub(crate) fn source(&self) -> String {
         let folder = self.dir.path().join("model");
         std::fs::create_dir_all(&folder).unwrap();
-        let file = tandem_reference::file::random_file(&tandem_reference::dense::Dense::llama().minute(), 7);
+        let file = model(7);
         let digest: String = Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
         std::fs::write(folder.join("tiny-F32.gguf"), file).unwrap();
         std::fs::write(folder.join("SHA256SUMS"), format!("{digest}  tiny-F32.gguf\n")).unwrap();
@@ -465,6 +475,11 @@ impl World {
             },
         })
     }
+}
+
+/// A small model that the engine can size; another for another seed.
+pub(crate) fn model(seed: u64) -> Vec<u8> {
+    tandem_reference::file::random_file(&tandem_reference::dense::Dense::llama().minute(), seed)
 }
 
 /// The status of a deployment's condition.

@@ -160,6 +160,9 @@ async fn a_file_that_is_longer_or_shorter_than_listed_is_refused() {
     site.hub.set_manifest("owner/odd", &layer);
     let error = site.resolve("oci://registry.example/owner/odd", "Q8_0").await.unwrap_err();
     assert!(matches!(error, ResolveError::WrongLength { listed: 7, .. }), "{error:?}");
+    site.hub.set_manifest("owner/odd", r#"{"manifests":[{"mediaType":"x"}]}"#);
+    let error = site.resolve("oci://registry.example/owner/odd", "Q8_0").await.unwrap_err();
+    assert!(error.to_string().contains("index of several: name one of them by its digest"), "{error}");
     // With the right one it is a model, though nothing says its quant.
     site.hub.set_manifest("owner/odd", &layer.replace(":7", &format!(":{}", file.len())));
     let model = site.resolve("oci://registry.example/owner/odd", "Q8_0").await.unwrap();

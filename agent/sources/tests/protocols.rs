@@ -126,7 +126,7 @@ async fn private_places_want_their_credential_and_say_so() {
         token: Some("hf_good".to_owned()),
         s3: Some(("AKID".to_owned(), "se/cr+et".to_owned(), Some("ses:sion==".to_owned()))),
         registry: Some(("robot$x".to_owned(), "pass:word".to_owned())),
-        region: None,
+        ..Keys::default()
     };
     site.hub.set_keys(keys());
     let [_, s3, ..] = &site.sources()[..] else { panic!() };
@@ -173,6 +173,14 @@ async fn private_places_want_their_credential_and_say_so() {
         Origin::open(&parse(&site.sources()[2].1), credential.as_ref(), &site.access()).await.unwrap();
     site.hub.expire_tokens();
     assert_eq!(read(&origin, Q8, Some(0..4)).await.unwrap(), b"GGUF");
+}
+
+#[tokio::test]
+async fn a_gated_repository_says_what_to_do() {
+    let site = Site::start(false).await;
+    site.hub.set_keys(Keys { gated: true, ..Keys::default() });
+    let error = site.resolve(&format!("hf://{REPO}"), "Q8_0").await.unwrap_err();
+    assert!(error.to_string().contains("`owner/tiny` is gated: accept its terms"), "{error}");
 }
 
 #[tokio::test]

@@ -29,13 +29,19 @@ pub(crate) async fn answer(shared: &Arc<Shared>, asked: Asked) -> Response<Body>
     let Some(wanted) = wanted(path.trim_matches('/')) else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    let token = lock(&shared.keys).token.clone();
+    let (token, gated) = {
+        let keys = lock(&shared.keys);
+        (keys.token.clone(), keys.gated)
+    };
     if let Some(token) = token {
         match asked.header("authorization") {
             Some(given) if given == format!("Bearer {token}") => {}
             // As the real one: who says nothing learns nothing, not even whether it is there.
             _ => return refusal(StatusCode::UNAUTHORIZED, "RepoNotFound"),
         }
+    }
+    if gated && matches!(wanted, Wanted::File { .. }) {
+        return refusal(StatusCode::FORBIDDEN, "GatedRepo");
     }
     match wanted {
         Wanted::Revision { repo, revision } => match at(shared, &repo, &revision) {

@@ -66,6 +66,8 @@ pub struct Options {
 pub struct Keys {
     /// The hub's token.
     pub token: Option<String>,
+    /// The hub's files want terms to be accepted, which nobody has.
+    pub gated: bool,
     /// Access key, secret key, and perhaps a session token, of the S3 door.
     pub s3: Option<(String, String, Option<String>)>,
     /// The region that the S3 door is in; without, it is in whichever is asked for.

@@ -8,9 +8,10 @@ use tandem_worker_api::Sha256Hex;
 use crate::is_inside;
 use crate::source::{is_digest, is_gguf};
 
-/// What is understood, for `Accept`.
-pub(super) const TYPES: &str =
-    "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+/// What is understood, for `Accept`. Indexes are so only to be refused by their name.
+pub(super) const TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.index.v1+json;q=0.5, \
+    application/vnd.docker.distribution.manifest.list.v2+json;q=0.5";
 /// What layers with a model are called by those who publish them, where their file's name doesn't say it.
 const MODELS: [&str; 3] =
     ["application/vnd.docker.ai.gguf.v3", "application/vnd.ollama.image.model", "application/vnd.gguf"];

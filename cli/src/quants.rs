@@ -69,25 +69,29 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     }
     let sizes: Vec<OtherQuant> =
         listed.iter().map(|listed| OtherQuant { quant: listed.quant.clone(), bytes: listed.bytes }).collect();
-    // One quant's headers say all but the weights of the others, since cache and working memory are the shape's.
-    let mut shape = None;
+    let shape = shape(options, &listed).await?;
     let mut rows = Vec::with_capacity(listed.len());
     for listed in &listed {
-        let spec = spec(options, &listed.quant)?;
-        if shape.is_none() {
-            shape = models::facts(&options.reach, &spec)
-                .await
-                .map_err(|error| eprintln!("{}", faint(&format!("{error:#}"))))
-                .ok();
-        }
         let facts = shape.as_ref().map(|shape| shape.for_quant(&listed.quant, listed.bytes, &sizes));
-        rows.push(row(listed, &spec, facts.as_ref(), &fleets));
+        rows.push(row(listed, &spec(options, &listed.quant)?, facts.as_ref(), &fleets));
     }
     let text = match options.output.of(&rows)? {
         Some(text) => text,
         None => shown(&rows, fleets.len()),
     };
     write(&text)
+}
+
+/// What is known of one of the quants. Its headers say all but the weights of the others, since cache and working memory are the
+/// shape's.
+async fn shape(options: &Options, listed: &[Listed]) -> Result<Option<ModelFacts>> {
+    for listed in listed {
+        match models::facts(&options.reach, &spec(options, &listed.quant)?).await {
+            Ok(facts) => return Ok(Some(facts)),
+            Err(error) => eprintln!("{}", faint(&format!("{}: {error:#}.", listed.quant))),
+        }
+    }
+    Ok(None)
 }
 
 /// From the repository, or what the catalogue knows of it.
@@ -160,6 +164,9 @@ fn row(listed: &Listed, spec: &InferenceDeploymentSpec, facts: Option<&ModelFact
     row.needed_bytes = report.need.map(|need| need.total_bytes);
     row.exactness = report.need.map(|need| need.exactness);
     row.limits = report.limits.into_iter().map(|limit| limit.sentence).collect();
+    if row.limits.is_empty() && row.exactness == Some(Exactness::Estimated) {
+        row.limits.push("types of its tensors are not known before its own headers are read".to_owned());
+    }
     for fleet in &report.fleets {
         let kinds: Vec<&str> = fleet
             .options

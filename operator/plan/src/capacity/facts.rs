@@ -48,14 +48,15 @@ pub struct OtherQuant {
 }
 
 impl ModelFacts {
-    /// From the headers of its files. `others` are quants of the same place.
+    /// From the headers of its files. `others` are quants of the same place; where none are known, those of the catalogue are
+    /// taken.
     #[must_use]
     pub fn from_headers(source: &str, quant: &str, headers: ShardSet, others: Vec<OtherQuant>) -> Self {
         let file_bytes = headers.headers().iter().map(|header| header.file_len).sum();
         let model = Catalogue::built_in().model_of(source);
         let mut facts =
             Self { quant: quant.to_owned(), model, headers, file_bytes, known: Known::Headers, others };
-        facts.add_known_quants();
+        facts.sort_others();
         facts
     }
 
@@ -76,7 +77,7 @@ impl ModelFacts {
             },
             others: Vec::new(),
         };
-        facts.add_known_quants();
+        facts.sort_others();
         Some(facts)
     }
 
@@ -101,16 +102,15 @@ impl ModelFacts {
             },
             others: others.to_vec(),
         };
-        facts.add_known_quants();
+        facts.sort_others();
         facts
     }
 
-    fn add_known_quants(&mut self) {
-        for known in self.model.iter().flat_map(|model| &model.quants) {
-            let is_known = |other: &OtherQuant| other.quant.eq_ignore_ascii_case(&known.quant);
-            if !self.others.iter().any(is_known) {
-                self.others.push(OtherQuant { quant: known.quant.clone(), bytes: known.bytes });
-            }
+    fn sort_others(&mut self) {
+        if self.others.is_empty() {
+            let known = self.model.iter().flat_map(|model| &model.quants);
+            self.others =
+                known.map(|known| OtherQuant { quant: known.quant.clone(), bytes: known.bytes }).collect();
         }
         self.others.retain(|other| !other.quant.eq_ignore_ascii_case(&self.quant));
         self.others.sort_by_key(|other| std::cmp::Reverse(other.bytes));

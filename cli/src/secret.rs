@@ -36,13 +36,15 @@ pub(crate) enum Command {
 
 /// Which values.
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  tandem secret set hub token                      # asks for the value\n  \
+#[command(after_help = "Examples:\n  tandem secret set hub token    # asks for the value\n  \
                   echo \"$HF_TOKEN\" | tandem secret set hub token\n  \
-                  tandem secret set hub --from-file token=/run/secrets/hub\n  \
-                  tandem secret set bucket id=AKIAEXAMPLE key      # asks for `key`\n\n\
-                  In a manifest: spec.model.credentials.secretRef: {name: hub, key: token}"
-)]
+                  tandem secret set bucket --from-file reader=/run/secrets/bucket\n\n\
+                  What a value looks like:\n  \
+                  hf://     the hub's token\n  \
+                  s3://     ACCESS-KEY:SECRET-KEY or ACCESS-KEY:SECRET-KEY:SESSION-TOKEN\n  \
+                  oci://    NAME:PASSWORD or a token\n  \
+                  https://  NAME:PASSWORD or a token\n\n\
+                  In a manifest: spec.model.credentials: {secretRef: {name: hub, key: token}}")]
 pub(crate) struct SetOptions {
     /// The secret.
     name: String,

@@ -13,6 +13,8 @@ pub(crate) struct Sources {
     pub(crate) allowed: Vec<String>,
     /// As hosts are told; an S3 store of one's own among them.
     pub(crate) mirrors: Vec<String>,
+    /// As hosts are told; empty where nobody has said.
+    pub(crate) s3_region: String,
 }
 
 impl Sources {
@@ -40,7 +42,8 @@ impl Sources {
         if let Some(region) = &settings.s3_region {
             access = access.s3(None, region).context("--s3-region can't be used")?;
         }
-        Ok(Self { access, allowed: settings.allowed.clone(), mirrors })
+        let s3_region = settings.s3_region.clone().unwrap_or_default();
+        Ok(Self { access, allowed: settings.allowed.clone(), mirrors, s3_region })
     }
 
     /// Parses a source that may be used.

@@ -32,6 +32,7 @@ pub(crate) fn publish(
             peers: peers.remove(name).unwrap_or_default().iter().filter_map(told).collect(),
             allowed_sources: cluster.sources.allowed.clone(),
             mirrors: cluster.sources.mirrors.clone(),
+            s3_region: cluster.sources.s3_region.clone(),
         };
         supplies.insert(name.clone(), supply);
     }

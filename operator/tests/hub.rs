@@ -115,11 +115,18 @@ async fn a_branch_is_pinned_once_and_neither_a_restart_nor_another_context_moves
 #[tokio::test]
 async fn what_is_not_allowed_says_what_would_allow_it() {
     let hub = hub().await;
-    let allowed = SourceSettings { allowed: vec!["hf://unsloth/".to_owned()], ..sources(&hub) };
+    let allowed = SourceSettings {
+        allowed: vec!["hf://unsloth/".to_owned()],
+        s3_endpoint: Some(hub.url(Door::S3)),
+        s3_region: Some("eu-west-1".to_owned()),
+        ..sources(&hub)
+    };
     let mut world = World::start_reading(impatient(), allowed).await;
     let mut machine = world.machine("a", MEMORY).await;
     let supply = machine.supply("a supply", |_| true).await;
     assert_eq!(supply.allowed_sources, ["hf://unsloth/"]);
+    assert_eq!(supply.mirrors[1], format!("s3://={}", hub.url(Door::S3)));
+    assert_eq!(supply.s3_region, "eu-west-1");
     world.apply(from_hub(&world, "tiny")).await.unwrap();
     let stalled = |o: &Value| is(o, "Stalled", "True");
     let object = world.until("InferenceDeployment", "tiny", "a refusal", stalled).await;

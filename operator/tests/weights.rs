@@ -8,11 +8,12 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 use tandem_control_api::{
-    DeleteRequest, DeleteSecretRequest, EventsRequest, ListRequest, ListSecretsRequest, ObjectRef, Role,
-    SetSecretRequest, Supply,
+    DeleteRequest, DeleteSecretRequest, EventsRequest, ListRequest, ListSecretsRequest, ObjectEvent,
+    ObjectRef, Role, SetSecretRequest, Supply,
 };
+use tandem_operator::Timing;
 use tonic::Code;
-use world::{World, condition, within, workloads};
+use world::{World, condition, impatient, within, workloads};
 
 const MEMORY: u64 = 4 << 30;
 /// Values that must not be seen anywhere but in a supply.
@@ -229,4 +230,45 @@ async fn what_hosts_say_of_networks_weights_and_transfers_is_kept_within_bounds(
         }
     }
     assert!(!versions.contains(&json!("greedy")), "{versions:?}");
+}
+
+/// State and bytes of a deployment's first copy, as the next event has it.
+async fn placement(watch: &mut tonic::Streaming<ObjectEvent>) -> Option<(Value, Value)> {
+    let event = within("news of the deployment", watch.message()).await.unwrap().unwrap();
+    let object: Value = serde_json::from_str(&event.json).ok()?;
+    let placement = &object["status"]["placements"][0];
+    Some((placement["state"].clone(), placement["transfer"]["doneBytes"].clone()))
+}
+
+/// The beginning and the end of a transfer are told at once; what moves in between, now and then.
+#[tokio::test]
+async fn weights_on_their_way_are_seen_on_the_deployment() {
+    let timing = Timing { silent_after: std::time::Duration::from_secs(60), ..impatient() };
+    let world = World::start_with(timing).await;
+    let mut host = world.host("a").await;
+    host.report(&world::report(MEMORY)).await;
+    world.apply(world.deployment("tiny", 0)).await.unwrap();
+    let spec = host.spec("a workload", |spec| !workloads(spec).is_empty()).await;
+    let request =
+        ListRequest { kind: "InferenceDeployment".into(), namespace: String::new(), name: "tiny".into() };
+    let mut watch = world.objects().watch(request).await.unwrap().into_inner();
+    let mut fetching = world::obedient(&spec, MEMORY);
+    fetching["workloads"][0]["state"] = json!("Fetching");
+    let mut seen: Vec<(Value, Value)> = Vec::new();
+    for done in 0..200 {
+        fetching["workloads"][0]["transfer"] =
+            json!({"doneBytes": done, "totalBytes": 200, "bytesPerSecond": 7, "etaSeconds": 200 - done});
+        host.report(&fetching).await;
+        while !seen.iter().any(|(_, figure)| !figure.is_null()) {
+            seen.extend(placement(&mut watch).await);
+        }
+    }
+    host.report(&world::obedient(&spec, MEMORY)).await;
+    while !seen.last().is_some_and(|(state, _)| state == "Ready") {
+        seen.extend(placement(&mut watch).await);
+    }
+    let figures: Vec<&Value> = seen.iter().map(|(_, done)| done).filter(|done| !done.is_null()).collect();
+    println!("{} versions, figures {figures:?}", seen.len());
+    assert!(figures.len() <= 10, "200 reports are not 200 writes: {figures:?}");
+    assert_eq!(seen.last().unwrap().1, Value::Null);
 }

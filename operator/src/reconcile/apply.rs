@@ -155,3 +155,31 @@ fn note_of_condition(about: &Key, condition: &Condition) -> EventNote {
         message: format!("{}: {}", condition.type_, condition.message),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tandem_crds::PlacementStatus;
+
+    use super::*;
+
+    #[test]
+    fn figures_of_a_transfer_move_and_its_beginning_and_end_are_more() {
+        let status = |transfer: Option<u64>| InferenceDeploymentStatus {
+            placements: vec![PlacementStatus {
+                workload: "w".to_owned(),
+                host: "a".to_owned(),
+                epoch: 1,
+                state: "Fetching".to_owned(),
+                transfer: transfer
+                    .map(|done_bytes| TransferStatus { done_bytes, ..TransferStatus::default() }),
+            }],
+            ..InferenceDeploymentStatus::default()
+        };
+        assert!(only_moves(&status(Some(1)), &status(Some(2))));
+        assert!(!only_moves(&status(None), &status(Some(2))));
+        assert!(!only_moves(&status(Some(1)), &status(None)));
+        let mut other = status(Some(2));
+        other.placements[0].state = "Starting".to_owned();
+        assert!(!only_moves(&status(Some(1)), &other));
+    }
+}

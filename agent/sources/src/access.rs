@@ -8,7 +8,7 @@ use backon::ExponentialBuilder;
 use reqwest::{Certificate, Url};
 use thiserror::Error;
 
-use crate::source::check_host;
+use crate::source::{Place, check_host};
 use crate::{BadSource, Source, TransferError};
 
 /// The hub that `hf://` means where no mirror stands for it.
@@ -86,7 +86,7 @@ impl Access {
     /// repositories, and none of `unsloth-mirror`'s. Once anything is allowed, nothing else is.
     ///
     /// # Errors
-    /// When no source can start like that.
+    /// When no source can start like that, or it names a revision: what hosts fetch is pinned to another one.
     pub fn allowing(mut self, prefix: &str) -> Result<Self, BadAccess> {
         self.allowed.push(prefix_of_sources(prefix)?);
         Ok(self)
@@ -188,8 +188,16 @@ fn prefix_of_sources(text: &str) -> Result<String, BadAccess> {
             Err(bad())
         };
     };
+    let pinned = match &source.place {
+        Place::Hub { revision, .. } => revision.is_some(),
+        Place::Registry { .. } => text.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])),
+        _ => false,
+    };
+    if pinned {
+        return Err(BadAccess::Revision(text.to_owned()));
+    }
     Ok(match source.place {
-        crate::source::Place::Registry { .. } => text.to_owned(),
+        Place::Registry { .. } => text.to_owned(),
         _ if text.ends_with('/') || matches!(*kind, "https://" | "http://" | "file://") => {
             let canonical = source.canonical();
             if source.file.is_some() || canonical.ends_with('/') { canonical } else { canonical + "/" }
@@ -230,6 +238,11 @@ pub enum BadAccess {
         "no source starts with `{0}`: write hf://owner/, https://host/folder/, s3://bucket/, oci://registry/ or file:///folder/"
     )]
     Prefix(String),
+    /// A branch or tag, which no resolved source has any more.
+    #[error(
+        "`{0}` names a revision, and what is fetched is pinned to a commit or digest: leave the revision away"
+    )]
+    Revision(String),
     /// Not `FROM=TO`.
     #[error("`{0}` is no mirror: write FROM=TO, such as hf://=https://hub.example.com/")]
     Mirror(String),
@@ -275,6 +288,8 @@ mod tests {
             ("oci://r.example/ai/kimi", "oci://r.example/ai/kimi:q2", true),
             ("oci://r.example", "oci://r.example/ai/kimi:q2", true),
             ("oci://r.example", "oci://r.example.evil.example/kimi", false),
+            ("oci://r.example:5000/ai", "oci://r.example:5000/ai/kimi", true),
+            ("oci://r.example:5000", "oci://r.example:5000/ai/kimi", true),
             ("file:///models", "file:///models/tiny", true),
             ("file:///models", "file:///models/../etc", false),
             ("hf://", "file:///models", false),
@@ -291,6 +306,10 @@ mod tests {
         for prefix in ["", "unsloth/", "hf://a/../b", "https://u@h/", "hf://x?y", "hf://a//b"] {
             let error = Access::default().allowing(prefix).unwrap_err().to_string();
             assert!(error.contains("hf://owner/"), "{error}");
+        }
+        for prefix in ["hf://o/r@main", "oci://r.example/x:tag", "oci://r.example:5000/x:tag"] {
+            let error = Access::default().allowing(prefix).unwrap_err();
+            assert!(matches!(error, BadAccess::Revision(_)), "{error}");
         }
         for (rule, expected) in [
             ("hf://", "FROM=TO"),

@@ -1,279 +1,591 @@
-//! A host's weights on disk, each file under its own hash. A file is either whole and verified, or not there.
+//! A host's weights on disk, each file under its own hash: whole and verified, or not there. Shared by all deployments.
 //!
-//! Layout: `sha256/HASH` are the files, `partial/` is what is on its way. Nothing here deletes a verified file: only who
-//! knows every copy in the cluster can tell that one is not the last.
+//! Layout, of a version that `FORMAT` holds:
+//! - `sha256/HASH`: whole, verified, readable by their owner only;
+//! - `pieces/HASH`: the record of a verified file, its pieces' digests and the marks by which a change is noticed. A file in
+//!   `sha256/` without one is hashed before it is used. When it was used last is the record's own modification time;
+//! - `partial/HASH.data`, `partial/HASH.journal`: on their way.
+//!
+//! A file that lies elsewhere (a person's own folder) is known by its record alone, and never deleted.
 
-use std::fs::{self, Permissions};
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, SystemTime};
 
-use backon::Retryable;
-use sha2::{Digest, Sha256};
-use tandem_sources::{Access, Body, Origin, ResolvedFile, Sha256Hex, Source, TransferError, is_inside};
-use tempfile::TempPath;
-use thiserror::Error;
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
+use nix::fcntl::{Flock, FlockArg};
+use tandem_sources::{ResolvedFile, Sha256Hex};
+use tokio::sync::watch;
 
-/// Verified weights on this host. One process at a time.
+use crate::error::{Changed, StoreError, VerifyError, at};
+use crate::hash::{Hashed, hash_file};
+use crate::journal;
+use crate::partial::Partial;
+use crate::pieces::Cut;
+use crate::progress::Progress;
+use crate::record::{BadRecord, Record, Stamp};
+
+/// The format of the folder that this release writes.
+const FORMAT: u32 = 1;
+/// Files of other programs that are remembered to be none that was wanted.
+const MOST_REFUTED: usize = 10_000;
+/// A use is written down when the last one that was is older than this.
+const COARSELY: Duration = Duration::from_secs(15 * 60);
+
+/// How a store is kept.
+#[derive(Clone, Debug, Default)]
+pub struct StoreOptions {
+    /// Folders of other programs, such as a Hugging Face cache, that are looked through before a file is fetched. What is
+    /// found there is referred to, not copied, and never deleted.
+    pub adopt: Vec<PathBuf>,
+    /// What the store may take on disk, in bytes. Nothing is removed for it: that is asked for by
+    /// [`Store::remove`].
+    pub budget_bytes: Option<u64>,
+    /// What stays free on the disk, in bytes.
+    pub spare_bytes: u64,
+}
+
+/// What is known of a file in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Its name here.
+    pub sha256: Sha256Hex,
+    /// Its length.
+    pub bytes: u64,
+    /// As it was called where it came from; empty when nobody knows.
+    pub name: String,
+    /// Where it came from, for people.
+    pub origin: String,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Whether it lies in somebody else's folder, and is only referred to.
+    pub referred: bool,
+    /// When it was used last, to a quarter of an hour.
+    pub last_used: SystemTime,
+    /// Why it can't be collected, as whoever removes files says.
+    pub pinned: Option<String>,
+    /// In which state it is.
+    pub state: FileState,
+}
+
+/// In which state a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileState {
+    /// Whole, verified, and untouched since.
+    Verified,
+    /// On its way; so many bytes of it are here.
+    Partial(u64),
+    /// Verified once, and changed since, in the words of [`Changed`]; or never verified. It is hashed before it is used.
+    Changed(String),
+}
+
+/// Verified weights on this host. Clones share one store; one process at a time has it open.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     whole: PathBuf,
     partial: PathBuf,
-}
-
-/// The store's folders can't be used.
-#[derive(Debug, Error)]
-#[error("the weights folder `{path}` can't be used")]
-pub struct StoreError {
-    /// Which file or folder.
-    pub path: PathBuf,
-    /// What the system said.
-    pub source: io::Error,
-}
-
-/// A file that did not get into the store. What was written of it is gone.
-#[derive(Debug, Error)]
-pub enum FetchError {
-    /// It can't be read where it comes from.
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
-    /// Other bytes than were asked for.
-    #[error(
-        "`{name}` has sha256 {found} instead of {expected}: it has changed since the deployment was resolved"
-    )]
-    WrongDigest {
-        /// Which file.
-        name: String,
-        /// What was asked for.
-        expected: Sha256Hex,
-        /// What came.
-        found: Sha256Hex,
-    },
-    /// More or fewer bytes than were asked for.
-    #[error("`{name}` is not {expected} bytes long: it has changed since the deployment was resolved")]
-    WrongLength {
-        /// Which file.
-        name: String,
-        /// What was asked for.
-        expected: u64,
-    },
-    /// No room.
-    #[error(
-        "the disk of `{folder}` is full: `{name}` needs {bytes} bytes; free some, or move the data folder"
-    )]
-    DiskFull {
-        /// Which file.
-        name: String,
-        /// Its length.
-        bytes: u64,
-        /// Where it should go.
-        folder: PathBuf,
-    },
-    /// A name that leaves its source.
-    #[error("`{0}` is not a relative path inside the source")]
-    Outside(String),
-    /// The store itself.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// A stored file is not what its name says.
-#[derive(Debug, Error)]
-pub enum VerifyError {
-    /// Bytes have changed on disk.
-    #[error("{expected} on disk has sha256 {found}: the disk or somebody changed it")]
-    Damaged {
-        /// Its name.
-        expected: Sha256Hex,
-        /// What it hashes to.
-        found: Sha256Hex,
-    },
-    /// It can't be read, or is not there.
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
+    records: PathBuf,
+    options: StoreOptions,
+    known: RwLock<BTreeMap<Sha256Hex, Arc<Record>>>,
+    on_their_way: Mutex<BTreeMap<Sha256Hex, Weak<Partial>>>,
+    /// Files of other programs that were hashed and are none of those that were wanted.
+    refuted: Mutex<BTreeMap<PathBuf, (Stamp, Sha256Hex)>>,
+    /// Counts files that began to come or have come.
+    news: watch::Sender<u64>,
+    /// Held while the store is open.
+    _lock: Flock<File>,
 }
 
 impl Store {
-    /// Opens or makes a store, and clears away what a kill left half.
+    /// Opens or makes a store. Downloads that were cut off stay, to be resumed; what is broken is cleared away.
     ///
     /// # Errors
-    /// When its folders can't be made or read.
-    pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let store = Self { whole: folder.join("sha256"), partial: folder.join("partial") };
-        for path in [&store.whole, &store.partial] {
+    /// When the folder can't be made or read, is of a newer format, or is open in another process.
+    pub fn open(folder: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let [whole, partial, records] = ["sha256", "partial", "pieces"].map(|name| folder.join(name));
+        for path in [&whole, &partial, &records] {
             fs::create_dir_all(path).map_err(at(path))?;
         }
-        for entry in fs::read_dir(&store.partial).map_err(at(&store.partial))? {
-            let path = entry.map_err(at(&store.partial))?.path();
-            fs::remove_file(&path).map_err(at(&path))?;
+        let _lock = lock(folder)?;
+        check_format(folder)?;
+        let mut known = BTreeMap::new();
+        for (path, name) in entries(&records)? {
+            if let Some(record) = read_record(&path, &name)? {
+                known.insert(record.sha256, Arc::new(record));
+            }
         }
+        let inner = Inner {
+            whole,
+            partial,
+            records,
+            options,
+            known: RwLock::new(known),
+            on_their_way: Mutex::default(),
+            refuted: Mutex::default(),
+            news: watch::Sender::new(0),
+            _lock,
+        };
+        let store = Self(Arc::new(inner));
+        store.clear_broken()?;
         Ok(store)
     }
 
-    /// Where a file is, once it is whole.
+    /// How it is kept.
     #[must_use]
-    pub fn path_of(&self, sha256: &Sha256Hex) -> PathBuf {
-        self.whole.join(sha256.to_string())
+    pub fn options(&self) -> &StoreOptions {
+        &self.0.options
+    }
+
+    /// Where a file is, if it is here, verified and untouched since. Costs a look at its metadata.
+    #[must_use]
+    pub fn path_of(&self, sha256: &Sha256Hex) -> Option<PathBuf> {
+        let record = self.record(sha256)?;
+        let path = self.place(&record);
+        changed(&record, &path).is_ok().then_some(path)
     }
 
     /// Whether a file is here, whole, as it was when it was verified.
     #[must_use]
     pub fn has(&self, file: &ResolvedFile) -> bool {
-        fs::metadata(self.path_of(&file.sha256))
-            .is_ok_and(|there| there.is_file() && there.len() == file.bytes)
+        self.record(&file.sha256).is_some_and(|record| record.bytes == file.bytes)
+            && self.path_of(&file.sha256).is_some()
     }
 
-    /// Brings a file here, unless it is here already, and says where it is. `progress` is told how many bytes of it are
-    /// verified; the number falls back to 0 when a broken transfer starts again.
+    /// Looks whether a file is still the one that was verified, by its marks alone: any write, truncation or replacement is
+    /// noticed, also one under a process that has it mapped. Bytes that the disk itself changed are not; for those there
+    /// is [`Store::verify`].
     ///
     /// # Errors
-    /// See [`FetchError`]. Transient ones have been retried.
-    pub async fn fetch(
-        &self,
-        source: &Source,
-        file: &ResolvedFile,
-        access: &Access,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<PathBuf, FetchError> {
-        let path = self.path_of(&file.sha256);
-        if self.has(file) {
-            progress(file.bytes);
-            return Ok(path);
-        }
-        if !is_inside(&file.name) {
-            return Err(FetchError::Outside(file.name.clone()));
-        }
-        let attempt = || self.attempt(source, file, access, progress);
-        let whole = attempt.retry(access.backoff()).when(FetchError::is_transient).await?;
-        fs::set_permissions(&whole, Permissions::from_mode(0o400)).map_err(at(&whole))?;
-        whole.persist(&path).map_err(|error| StoreError { path: path.clone(), source: error.error })?;
-        // The rename itself must survive a power cut, or the file is fetched twice.
-        fs::File::open(&self.whole).and_then(|folder| folder.sync_all()).map_err(at(&self.whole))?;
-        Ok(path)
+    /// When it is not; the sentence says how.
+    pub fn unchanged(&self, sha256: &Sha256Hex) -> Result<(), Changed> {
+        let record = self.record(sha256).ok_or(Changed::Unknown(*sha256))?;
+        changed(&record, &self.place(&record))
     }
 
-    /// Hashes a stored file again.
+    /// Notes that a file is used now.
+    pub fn touch(&self, sha256: &Sha256Hex) {
+        let path = self.record_path(sha256);
+        let now = SystemTime::now();
+        let last = fs::metadata(&path).and_then(|there| there.modified());
+        let noted = match last {
+            Ok(last) if now.duration_since(last).is_ok_and(|age| age < COARSELY) => Ok(()),
+            Ok(_) => File::open(&path).and_then(|file| file.set_modified(now)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = noted {
+            tracing::debug!(path = %path.display(), %error, "a use can't be noted");
+        }
+    }
+
+    /// All files, whole ones and those on their way, by hash.
+    ///
+    /// # Errors
+    /// When the folders can't be read.
+    pub fn list(&self) -> Result<Vec<StoredFile>, StoreError> {
+        let known: Vec<_> = self.known().values().cloned().collect();
+        let mut files: BTreeMap<_, _> =
+            known.iter().map(|record| (record.sha256, self.stored(record))).collect();
+        for (path, name) in entries(&self.0.whole)? {
+            if let Ok(sha256) = name.parse::<Sha256Hex>() {
+                files.entry(sha256).or_insert_with(|| nameless(sha256, path));
+            }
+        }
+        for (path, name) in entries(&self.0.partial)? {
+            let Some(sha256) = name.strip_suffix(".journal").and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let bytes = fs::read(&path).map_err(at(&path))?;
+            if let Ok(journal) = journal::parse(&bytes) {
+                let here = journal.pieces.keys().map(|piece| journal.cut.length(*piece)).sum();
+                let file = nameless(sha256, self.data_path(&sha256));
+                let (bytes, state) = (journal.cut.bytes(), FileState::Partial(here));
+                files.entry(sha256).or_insert(StoredFile { bytes, state, ..file });
+            }
+        }
+        Ok(files.into_values().collect())
+    }
+
+    /// What the store takes on disk, in bytes: files of its own and what is reserved for those on their way.
+    ///
+    /// # Errors
+    /// When the folders can't be read.
+    pub fn used_bytes(&self) -> Result<u64, StoreError> {
+        let mut used = 0;
+        for folder in [&self.0.whole, &self.0.partial] {
+            for (path, _) in entries(folder)? {
+                match fs::symlink_metadata(&path) {
+                    Ok(there) => used += there.len().min(there.blocks() * 512),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(at(&path)(error)),
+                }
+            }
+        }
+        Ok(used)
+    }
+
+    /// Hashes a stored file again. Right bytes with other marks, as a restored backup has them, are believed again.
     ///
     /// # Errors
     /// When it is damaged, missing or unreadable.
-    pub async fn verify(&self, sha256: &Sha256Hex) -> Result<(), VerifyError> {
-        let mut body = Body::of_file(&self.path_of(sha256), None).await?;
-        let mut digest = Sha256::new();
-        while let Some(block) = body.next().await? {
-            digest.update(&block);
+    pub async fn verify(&self, sha256: &Sha256Hex, progress: &Progress) -> Result<(), VerifyError> {
+        let sha256 = *sha256;
+        let record = self.record(&sha256);
+        let path = record.as_ref().map_or_else(|| self.whole_path(&sha256), |record| self.place(record));
+        let metadata = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(VerifyError::Missing(sha256));
+            }
+            result => result.map_err(at(&path))?,
+        };
+        let (hashed, stamp) = self.hash(&path, metadata.len(), sha256, progress).await?;
+        if hashed.sha256 != sha256 {
+            return Err(VerifyError::Damaged { expected: sha256, found: hashed.sha256 });
         }
-        let found = Sha256Hex::from(<[u8; 32]>::from(digest.finalize()));
-        if found == *sha256 { Ok(()) } else { Err(VerifyError::Damaged { expected: *sha256, found }) }
+        let names = record.as_ref().map_or(("", ""), |record| (&*record.name, &*record.origin));
+        let reference = record.as_ref().and_then(|record| record.reference.clone());
+        let cut = Cut::of(metadata.len());
+        self.remember(Record::new(sha256, cut, hashed.digests, stamp, names, reference))?;
+        Ok(())
     }
 
-    /// Removes a file that [`Store::verify`] found damaged, so that the next fetch brings a good one.
+    /// Takes a file out of use that [`Store::verify`] found damaged. The next fetch brings a good one: of a file of the
+    /// store's own it reads the pieces again and fetches those that differ. One that is only referred to stays where it
+    /// is, and is not used any more.
+    ///
+    /// # Errors
+    /// When it can't be moved or removed. A file that is not there is no error.
+    pub fn discard(&self, sha256: &Sha256Hex) -> Result<(), StoreError> {
+        let record = self.forget(sha256)?;
+        let path = self.whole_path(sha256);
+        match record {
+            Some(record) if record.reference.is_some() => return Ok(()),
+            Some(record) if path.exists() => {
+                let data = self.data_path(sha256);
+                fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(at(&path))?;
+                self.write_journal(sha256, &record.cut(), record.digests.iter().copied().enumerate())?;
+                return fs::rename(&path, &data).map_err(at(&path));
+            }
+            _ => {}
+        }
+        remove(&path)
+    }
+
+    /// Removes a file that nothing needs: the store's own with its bytes, of one that is only referred to the reference alone.
+    /// One that comes just now stays.
     ///
     /// # Errors
     /// When it can't be removed. A file that is not there is no error.
-    pub fn discard(&self, sha256: &Sha256Hex) -> Result<(), StoreError> {
-        let path = self.path_of(sha256);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError { path, source }),
-            _ => Ok(()),
+    pub fn remove(&self, sha256: &Sha256Hex) -> Result<(), StoreError> {
+        if self.partial(sha256).is_some() {
+            return Ok(());
+        }
+        self.forget(sha256)?;
+        remove(&self.whole_path(sha256))?;
+        self.clear_partial(sha256)
+    }
+
+    /// Removes what an earlier fetch of a file left.
+    pub(crate) fn clear_partial(&self, sha256: &Sha256Hex) -> Result<(), StoreError> {
+        remove(&self.journal_path(sha256))?;
+        remove(&self.data_path(sha256))
+    }
+
+    /// Whether a file of another program was hashed already, is untouched since, and is another one.
+    pub(crate) fn refuted(&self, path: &Path, file: &ResolvedFile) -> bool {
+        let refuted = self.0.refuted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((stamp, found)) = refuted.get(path) else { return false };
+        let now = fs::metadata(path).map(|there| Stamp::of(&there));
+        now.is_ok_and(|now| stamp.difference(&now).is_none()) && *found != file.sha256
+    }
+
+    /// Remembers that a file of another program is none that was wanted.
+    pub(crate) fn note_refuted(&self, path: PathBuf, stamp: Stamp, found: Sha256Hex) {
+        let mut refuted = self.0.refuted.lock().unwrap_or_else(PoisonError::into_inner);
+        if refuted.len() < MOST_REFUTED {
+            refuted.insert(path, (stamp, found));
         }
     }
 
-    async fn attempt(
+    /// Hashes a file on threads of its own, and takes its marks. It must be the same file before and after.
+    pub(crate) async fn hash(
         &self,
-        source: &Source,
-        file: &ResolvedFile,
-        access: &Access,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<TempPath, FetchError> {
-        progress(0);
-        let origin = Origin::open(source, None, access).await?;
-        if let Some(clone) = origin.local_path(&file.name).and_then(|path| self.clone_of(&path)) {
-            let mut body = Body::of_file(&clone, None).await?;
-            receive(&mut body, file, None, progress).await?;
-            return Ok(clone);
+        path: &Path,
+        bytes: u64,
+        part: Sha256Hex,
+        progress: &Progress,
+    ) -> Result<(Hashed, Stamp), StoreError> {
+        let (path, part) = (path.to_owned(), progress.part(part, bytes));
+        // Its end ends the reading, when whoever waits for it is gone.
+        let waiting = Arc::new(());
+        let gone = Arc::downgrade(&waiting);
+        let hashing = tokio::task::spawn_blocking(move || {
+            let file = File::open(&path).map_err(at(&path))?;
+            let before = Stamp::of(&file.metadata().map_err(at(&path))?);
+            let seen = |at| {
+                part.set_done(at);
+                gone.strong_count() > 0
+            };
+            let hashed = hash_file(&file, &path, &Cut::of(bytes), seen)?;
+            let after = Stamp::of(&fs::metadata(&path).map_err(at(&path))?);
+            if before.difference(&after).is_some() {
+                return Err(StoreError::Unsteady(path));
+            }
+            Ok((hashed, after))
+        });
+        let hashed = hashing.await.expect("hashing does not panic");
+        drop(waiting);
+        hashed
+    }
+
+    pub(crate) fn record(&self, sha256: &Sha256Hex) -> Option<Arc<Record>> {
+        self.known().get(sha256).cloned()
+    }
+
+    fn known(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<Sha256Hex, Arc<Record>>> {
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down that a file is verified; from then on it is used.
+    pub(crate) fn remember(&self, record: Record) -> Result<(), StoreError> {
+        let path = self.record_path(&record.sha256);
+        record.write(&path).map_err(at(&path))?;
+        sync_folder(&self.0.records)?;
+        self.0.known.write().unwrap_or_else(PoisonError::into_inner).insert(record.sha256, Arc::new(record));
+        self.announce();
+        Ok(())
+    }
+
+    /// From then on it is not used; its bytes stay where they are.
+    pub(crate) fn forget(&self, sha256: &Sha256Hex) -> Result<Option<Arc<Record>>, StoreError> {
+        let path = self.record_path(sha256);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
+            _ => {}
         }
-        let mut body = origin.read(&file.name, None).await?;
-        let (created, path) = self.create().map_err(|error| self.failed(file, error))?.into_parts();
-        let mut writer = Writer { to: File::from_std(created), store: self };
-        receive(&mut body, file, Some(&mut writer), progress).await?;
-        writer.to.sync_all().await.map_err(|error| self.failed(file, error))?;
+        Ok(self.0.known.write().unwrap_or_else(PoisonError::into_inner).remove(sha256))
+    }
+
+    /// Where the bytes of a record lie.
+    pub(crate) fn place(&self, record: &Record) -> PathBuf {
+        record.reference.clone().unwrap_or_else(|| self.whole_path(&record.sha256))
+    }
+
+    pub(crate) fn whole_path(&self, sha256: &Sha256Hex) -> PathBuf {
+        self.0.whole.join(sha256.to_string())
+    }
+
+    pub(crate) fn data_path(&self, sha256: &Sha256Hex) -> PathBuf {
+        self.0.partial.join(format!("{sha256}.data"))
+    }
+
+    pub(crate) fn journal_path(&self, sha256: &Sha256Hex) -> PathBuf {
+        self.0.partial.join(format!("{sha256}.journal"))
+    }
+
+    fn record_path(&self, sha256: &Sha256Hex) -> PathBuf {
+        self.0.records.join(sha256.to_string())
+    }
+
+    pub(crate) fn partial_folder(&self) -> &Path {
+        &self.0.partial
+    }
+
+    /// Writes a journal that says just this, as a whole.
+    pub(crate) fn write_journal(
+        &self,
+        sha256: &Sha256Hex,
+        cut: &Cut,
+        pieces: impl Iterator<Item = (usize, crate::Digest)>,
+    ) -> Result<(), StoreError> {
+        let path = self.journal_path(sha256);
+        let mut bytes = journal::header(sha256, cut);
+        let header = bytes.clone();
+        for (piece, digest) in pieces {
+            let piece = u32::try_from(piece).expect("a file has less than 2^32 pieces");
+            bytes.extend(journal::record(&header, piece, &digest));
+        }
+        let beside = path.with_extension("new");
+        fs::write(&beside, bytes).map_err(at(&beside))?;
+        fs::rename(&beside, &path).map_err(at(&path))
+    }
+
+    /// Moves a file whose bytes were just verified to its place, and writes it down. Blocks.
+    pub(crate) fn keep(
+        &self,
+        sha256: &Sha256Hex,
+        data: &Path,
+        record: impl FnOnce(Stamp) -> Record,
+    ) -> Result<PathBuf, StoreError> {
+        let file = File::open(data).map_err(at(data))?;
+        file.set_permissions(Permissions::from_mode(0o400)).map_err(at(data))?;
+        file.sync_all().map_err(at(data))?;
+        let path = self.whole_path(sha256);
+        fs::rename(data, &path).map_err(at(&path))?;
+        // The rename itself must survive a power cut, or the file is fetched twice.
+        sync_folder(&self.0.whole)?;
+        // Its marks are taken last: being renamed changes them.
+        let stamp = Stamp::of(&file.metadata().map_err(at(&path))?);
+        self.remember(record(stamp))?;
         Ok(path)
     }
 
-    fn create(&self) -> io::Result<tempfile::NamedTempFile> {
-        tempfile::Builder::new().tempfile_in(&self.partial)
+    /// A file on its way, if one is.
+    pub(crate) fn partial(&self, sha256: &Sha256Hex) -> Option<Arc<Partial>> {
+        self.on_their_way().get(sha256)?.upgrade()
     }
 
-    /// A copy that shares its blocks with the original until either is written to, where the file system can do that.
-    fn clone_of(&self, original: &Path) -> Option<TempPath> {
-        let clone = |path: &Path| reflink_copy::reflink(original, path).and_then(|()| fs::File::open(path));
-        let made = tempfile::Builder::new().make_in(&self.partial, clone).ok()?;
-        Some(made.into_temp_path())
+    pub(crate) fn comes(&self, partial: &Arc<Partial>) {
+        let mut partials = self.on_their_way();
+        partials.retain(|_, partial| partial.strong_count() > 0);
+        partials.insert(partial.sha256, Arc::downgrade(partial));
+        drop(partials);
+        self.announce();
     }
 
-    fn failed(&self, file: &ResolvedFile, source: io::Error) -> FetchError {
-        if source.kind() == io::ErrorKind::StorageFull || source.kind() == io::ErrorKind::QuotaExceeded {
-            let (name, folder) = (file.name.clone(), self.partial.clone());
-            return FetchError::DiskFull { name, bytes: file.bytes, folder };
+    fn on_their_way(&self) -> std::sync::MutexGuard<'_, BTreeMap<Sha256Hex, Weak<Partial>>> {
+        self.0.on_their_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears of every file that begins to come or has come.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.0.news.subscribe()
+    }
+
+    fn announce(&self) {
+        self.0.news.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn stored(&self, record: &Record) -> StoredFile {
+        let path = self.place(record);
+        let state = match changed(record, &path) {
+            Ok(()) => FileState::Verified,
+            Err(how) => FileState::Changed(how.to_string()),
+        };
+        StoredFile {
+            sha256: record.sha256,
+            bytes: record.bytes,
+            name: record.name.clone(),
+            origin: record.origin.clone(),
+            path,
+            referred: record.reference.is_some(),
+            last_used: modified(&self.record_path(&record.sha256)),
+            pinned: None,
+            state,
         }
-        StoreError { path: self.partial.clone(), source }.into()
     }
-}
 
-impl FetchError {
-    /// Whether the next try may go better without anybody changing anything.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Transfer(error) if error.is_transient())
-    }
-}
-
-struct Writer<'a> {
-    to: File,
-    store: &'a Store,
-}
-
-/// Reads all of a body, bounded by the expected length, writes it when there is a writer, and checks its hash.
-async fn receive(
-    body: &mut Body,
-    file: &ResolvedFile,
-    mut writer: Option<&mut Writer<'_>>,
-    progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<(), FetchError> {
-    let wrong_length = || FetchError::WrongLength { name: file.name.clone(), expected: file.bytes };
-    if body.file_length.is_some_and(|length| length != file.bytes) {
-        return Err(wrong_length());
-    }
-    let mut digest = Sha256::new();
-    let mut received = 0;
-    while let Some(block) = body.next().await? {
-        received += block.len() as u64;
-        if received > file.bytes {
-            return Err(wrong_length());
+    /// Removes what can be neither used nor resumed.
+    fn clear_broken(&self) -> Result<(), StoreError> {
+        for (path, name) in entries(&self.0.partial)? {
+            let resumable = name.rsplit_once('.').is_some_and(|(sha256, kind)| {
+                sha256.parse().is_ok_and(|sha256: Sha256Hex| {
+                    let both = self.data_path(&sha256).exists() && self.journal_path(&sha256).exists();
+                    both && !self.whole_path(&sha256).exists() && ["data", "journal"].contains(&kind)
+                })
+            });
+            if !resumable {
+                tracing::debug!(path = %path.display(), "clears away what can't be resumed");
+                fs::remove_file(&path).map_err(at(&path))?;
+            }
         }
-        digest.update(&block);
-        if let Some(Writer { to, store }) = writer.as_deref_mut() {
-            to.write_all(&block).await.map_err(|error| store.failed(file, error))?;
-        }
-        progress(received);
-    }
-    if let Some(Writer { to, store }) = writer {
-        to.flush().await.map_err(|error| store.failed(file, error))?;
-    }
-    if received < file.bytes {
-        return Err(wrong_length());
-    }
-    let found = Sha256Hex::from(<[u8; 32]>::from(digest.finalize()));
-    if found == file.sha256 {
         Ok(())
-    } else {
-        Err(FetchError::WrongDigest { name: file.name.clone(), expected: file.sha256, found })
     }
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError { path, source }
+fn changed(record: &Record, path: &Path) -> Result<(), Changed> {
+    match fs::metadata(path) {
+        Err(_) => Err(Changed::Gone(path.to_owned())),
+        Ok(now) => match record.stamp.difference(&Stamp::of(&now)) {
+            Some(how) => Err(Changed::Differs { path: path.to_owned(), how }),
+            None => Ok(()),
+        },
+    }
+}
+
+fn nameless(sha256: Sha256Hex, path: PathBuf) -> StoredFile {
+    StoredFile {
+        sha256,
+        bytes: fs::metadata(&path).map_or(0, |there| there.len()),
+        name: String::new(),
+        origin: String::new(),
+        last_used: modified(&path),
+        path,
+        referred: false,
+        pinned: None,
+        state: FileState::Changed("it is hashed before it is used".to_owned()),
+    }
+}
+
+fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).and_then(|there| there.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn lock(folder: &Path) -> Result<Flock<File>, StoreError> {
+    let path = folder.join("LOCK");
+    let file = File::create(&path).map_err(at(&path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::errno::Errno::EWOULDBLOCK => StoreError::InUse(folder.to_owned()),
+        error => at(&path)(error.into()),
+    })
+}
+
+fn check_format(folder: &Path) -> Result<(), StoreError> {
+    let path = folder.join("FORMAT");
+    match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::write(&path, format!("{FORMAT}\n")).map_err(at(&path))
+        }
+        Err(error) => Err(at(&path)(error)),
+        // A number that a kill left out is this format's: no other release wrote it without one.
+        Ok(text) => match text.trim().parse::<u32>().unwrap_or(FORMAT) {
+            found @ ..=FORMAT => {
+                tracing::debug!(found, "the weights folder's format");
+                Ok(())
+            }
+            found => Err(StoreError::Newer { path, found, known: FORMAT }),
+        },
+    }
+}
+
+/// A record, unless it is damaged: then its file is hashed again when it is wanted.
+fn read_record(path: &Path, name: &str) -> Result<Option<Record>, StoreError> {
+    let why = match Record::read(path) {
+        Ok(record) if record.sha256.to_string() == name => return Ok(Some(record)),
+        Err(BadRecord::Newer(found)) => {
+            return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
+        }
+        Err(BadRecord::Io(error)) => return Err(at(path)(error)),
+        Ok(_) => "it is another file's",
+        Err(BadRecord::Broken) => "it is damaged",
+    };
+    tracing::warn!(path = %path.display(), why, "a record of a file is not used; the file is hashed again");
+    fs::remove_file(path).map_err(at(path))?;
+    Ok(None)
+}
+
+/// The regular files of a folder, with their names.
+fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(at(folder))? {
+        let entry = entry.map_err(at(folder))?;
+        found.push((entry.path(), entry.file_name().to_string_lossy().into_owned()));
+    }
+    Ok(found)
+}
+
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        _ => Ok(()),
+    }
 }

@@ -1,0 +1,313 @@
+//! The port from which other hosts of the cluster read pieces: mutual TLS, and nobody but hosts. What is served is verified, or
+//! on its way with every piece of it hashed; a file whose marks have changed is not served.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, Response, StatusCode, header};
+use axum::response::Json;
+use axum::routing::get;
+use futures::{TryStreamExt, stream};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde::Deserialize;
+use tandem_pki::{Credentials, Identity};
+use tandem_sources::{Body as File, Sha256Hex, TransferError};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::partial::{Have, Partial};
+use crate::peers::{NEWS_WITHIN, News};
+use crate::pieces::Cut;
+use crate::store::Store;
+
+/// Connections at once; more wait until one ends.
+const CALLERS: usize = 256;
+/// A handshake that takes longer is somebody holding a socket open.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its next request.
+const IDLE: Duration = Duration::from_secs(60);
+/// A caller that takes no byte for so long is cut off.
+const READS_WITHIN: Duration = Duration::from_secs(30);
+/// Accept failed; most likely there are no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The run in which a whole file's pieces are counted: it never changes.
+const WHOLE: u64 = u64::MAX;
+
+/// Is told how many bytes were sent.
+pub type Sent = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// Serves pieces to other hosts until `shutdown` resolves. Credentials are those of this host; renewed ones count from the
+/// next connection on.
+pub async fn serve(
+    listener: TcpListener,
+    store: Store,
+    credentials: watch::Receiver<Credentials>,
+    sent: Sent,
+    shutdown: impl Future<Output = ()>,
+) {
+    let router = Router::new()
+        .route("/v1/weights/{sha256}", get(piece))
+        .route("/v1/weights/{sha256}/pieces", get(pieces))
+        .with_state(Shared { store, sent });
+    let (seats, mut connections) = (Arc::new(Semaphore::new(CALLERS)), JoinSet::new());
+    let mut known: Option<(String, TlsAcceptor)> = None;
+    tokio::pin!(shutdown);
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            () = &mut shutdown => return,
+            accepted = accept(&listener, &seats) => accepted,
+        };
+        let (socket, seat) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "another host could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let own = credentials.borrow().clone();
+        if known.as_ref().is_none_or(|(certificate, _)| *certificate != own.certificate_pem) {
+            match acceptor(&own) {
+                Ok(acceptor) => known = Some((own.certificate_pem, acceptor)),
+                Err(error) => tracing::error!(error, "this host's credentials can't be shown to other hosts"),
+            }
+        }
+        if let Some((_, acceptor)) = &known {
+            connections.spawn(converse(socket, acceptor.clone(), router.clone(), seat));
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    seats: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let seat = seats.clone().acquire_owned().await.expect("it is never closed");
+    let (socket, _) = listener.accept().await?;
+    socket.set_nodelay(true)?;
+    Ok((socket, seat))
+}
+
+/// One connection, if it is a host's.
+async fn converse(socket: TcpStream, acceptor: TlsAcceptor, router: Router, _seat: OwnedSemaphorePermit) {
+    let mut socket = TimeoutStream::new(socket);
+    socket.set_write_timeout(Some(READS_WITHIN));
+    let socket = match timeout(HANDSHAKE, acceptor.accept(Box::pin(socket))).await {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(error)) => {
+            return tracing::debug!(%error, "somebody without a certificate of this cluster calls");
+        }
+        Err(_) => return tracing::debug!("a handshake was given up"),
+    };
+    let shown = socket.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    match shown.map(|certificate| Identity::of_certificate(certificate)) {
+        Some(Ok(Identity::Host(_))) => {}
+        Some(Ok(other)) => return tracing::warn!(%other, "only hosts read weights here"),
+        _ => return tracing::warn!("only hosts read weights here"),
+    }
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "another host's connection broke");
+    }
+}
+
+fn acceptor(credentials: &Credentials) -> Result<TlsAcceptor, String> {
+    let said = |error: rustls::Error| error.to_string();
+    let unreadable = |error: rustls::pki_types::pem::Error| error.to_string();
+    let certificates = |pem: &str| {
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(unreadable)
+    };
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(&credentials.ca_pem)? {
+        roots.add(authority).map_err(said)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|error| error.to_string())?;
+    let key = PrivateKeyDer::from_pem_slice(credentials.key_pem.as_bytes()).map_err(unreadable)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(said)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(certificates(&credentials.certificate_pem)?, key)
+        .map_err(said)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+#[derive(Clone)]
+struct Shared {
+    store: Store,
+    sent: Sent,
+}
+
+/// What the caller knows of a file's pieces here, and how long it waits for more, in milliseconds.
+#[derive(Deserialize)]
+struct Known {
+    run: u64,
+    told: u32,
+    changes: u64,
+    wait: u64,
+}
+
+async fn pieces(
+    State(Shared { store, .. }): State<Shared>,
+    Path(sha256): Path<String>,
+    Query(known): Query<Known>,
+) -> Result<Json<News>, StatusCode> {
+    let sha256: Sha256Hex = sha256.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    let wait = Duration::from_millis(known.wait).min(NEWS_WITHIN);
+    let mut begins = store.news();
+    let found = timeout(wait, async {
+        loop {
+            if let Some(there) = There::of(&store, &sha256) {
+                return there;
+            }
+            if begins.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    });
+    match found.await.map_err(|_| StatusCode::NOT_FOUND)? {
+        There::Whole { cut, digests, .. } => {
+            let news = whole(cut, &digests, &known);
+            if news.pieces.is_empty() && known.changes == news.changes {
+                sleep(wait).await;
+            }
+            Ok(Json(news))
+        }
+        There::Coming(partial) => {
+            let mut have = partial.watch();
+            // Late or not: what there is is said, as a sign of life.
+            drop(timeout(wait, have.wait_for(|have| changes(have) != known.changes)).await);
+            Ok(Json(coming(&partial, &known)))
+        }
+    }
+}
+
+/// A file that others may read from here.
+enum There {
+    Whole { path: PathBuf, cut: Cut, digests: Vec<crate::Digest> },
+    Coming(Arc<Partial>),
+}
+
+impl There {
+    fn of(store: &Store, sha256: &Sha256Hex) -> Option<Self> {
+        if let (Some(record), Some(path)) = (store.record(sha256), store.path_of(sha256)) {
+            return Some(Self::Whole { path, cut: record.cut(), digests: record.digests.clone() });
+        }
+        store.partial(sha256).map(Self::Coming)
+    }
+}
+
+fn whole(cut: Cut, digests: &[crate::Digest], known: &Known) -> News {
+    let told = if known.run == WHOLE { known.told } else { 0 };
+    News {
+        bytes: cut.bytes(),
+        piece_bytes: cut.piece_bytes(),
+        run: WHOLE,
+        told: cut.count(),
+        pieces: (0..).zip(digests.iter().copied()).skip(told as usize).collect(),
+        claims: Vec::new(),
+        takes: false,
+        received: 0,
+        changes: WHOLE,
+    }
+}
+
+fn coming(partial: &Partial, known: &Known) -> News {
+    let have = partial.have();
+    let told = if known.run == have.run { known.told } else { 0 };
+    let piece = |piece: &u32| Some((*piece, have.digests[*piece as usize]?));
+    News {
+        bytes: partial.cut.bytes(),
+        piece_bytes: partial.cut.piece_bytes(),
+        run: have.run,
+        told: u32::try_from(have.log.len()).expect("a file has fewer than 2^32 pieces"),
+        pieces: have.log.iter().skip(told as usize).filter_map(piece).collect(),
+        claims: have.claims.iter().copied().collect(),
+        takes: have.takes,
+        received: partial.received(),
+        changes: changes(&have),
+    }
+}
+
+/// A number that is another one after every change of what is said of a file on its way.
+fn changes(have: &Have) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (have.run, have.log.len(), &have.claims, have.takes).hash(&mut hasher);
+    hasher.finish()
+}
+
+async fn piece(
+    State(Shared { store, sent }): State<Shared>,
+    Path(sha256): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response<Body>, StatusCode> {
+    let sha256: Sha256Hex = sha256.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    let range = range(&headers).ok_or(StatusCode::RANGE_NOT_SATISFIABLE)?;
+    let (path, cut) = match There::of(&store, &sha256).ok_or(StatusCode::NOT_FOUND)? {
+        There::Whole { path, cut, .. } => (path, cut),
+        There::Coming(partial) => {
+            if range.end > partial.cut.bytes() {
+                return Err(StatusCode::RANGE_NOT_SATISFIABLE);
+            }
+            let have = partial.have();
+            if !partial.cut.pieces_of(&range).all(|piece| have.has(piece)) {
+                return Err(StatusCode::NOT_FOUND);
+            }
+            (partial.path.clone(), partial.cut)
+        }
+    };
+    if range.end > cut.bytes() {
+        return Err(StatusCode::RANGE_NOT_SATISFIABLE);
+    }
+    store.touch(&sha256);
+    let file = File::of_file(&path, Some(range.clone())).await.map_err(|error| {
+        tracing::error!(path = %path.display(), error = &error as &dyn std::error::Error, "a piece can't be read");
+        StatusCode::INTERNAL_SERVER_ERROR
+    })?;
+    let blocks = stream::try_unfold(file, |mut file| async move {
+        let block = file.next().await?;
+        Ok::<_, TransferError>(block.map(|block| (block, file)))
+    });
+    let counted = blocks.inspect_ok(move |block| sent(block.len() as u64)).inspect_err(move |error| {
+        tracing::error!(path = %path.display(), error = error as &dyn std::error::Error, "a piece can't be read");
+    });
+    let response = Response::builder()
+        .status(StatusCode::PARTIAL_CONTENT)
+        .header(header::CONTENT_LENGTH, range.end - range.start)
+        .header(header::CONTENT_RANGE, format!("bytes {}-{}/{}", range.start, range.end - 1, cut.bytes()))
+        .body(Body::from_stream(counted))
+        .expect("numbers are fine in headers");
+    Ok(response)
+}
+
+/// `bytes=FIRST-LAST`, as other hosts ask.
+fn range(headers: &HeaderMap) -> Option<Range<u64>> {
+    let text = headers.get(header::RANGE)?.to_str().ok()?;
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last && last < u64::MAX).then(|| first..last + 1)
+}

@@ -1,36 +1,47 @@
 //! The agent: one task that owns what is known of this host, and changes it event by event.
 
+mod conditions;
+mod obey;
 mod processes;
+mod weights;
 mod work;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use tandem_agent_core::{
-    Credentials, Health, Ledger, Observation, Observed, Plan, Process, Weights, reconcile, report,
+    Credentials, Health, Ledger, Observation, Observed, Plan, Process, reconcile, report,
 };
 use tandem_control_api::{PROTOCOL_HIGHEST, PROTOCOL_LOWEST};
-use tandem_crds::{Condition, ConditionStatus, InferenceHostSpec, InferenceHostStatus, ProtocolRange};
-use tandem_pki::{Identity, Name};
-use tandem_weights::Store;
+use tandem_crds::{InferenceHostSpec, InferenceHostStatus, Link, ProtocolRange};
+use tandem_pki::Identity;
+use tandem_sources::Sha256Hex;
+use tandem_weights::{FetchOptions, Fetcher, Peer, Sent, Store, StoreOptions};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::gateway::{Gateway, Step};
 use crate::home::{self, Home};
+use crate::keeper::{Keeper, Stock, Wrong};
+use crate::links::links;
 use crate::machine::{Facts, Machine};
+use crate::metrics::{self, Metrics};
+use crate::models::Models;
 use crate::operator::{Operators, member};
 use crate::runner::{Client, Listed};
 use crate::session::{Session, chain};
 use crate::settings::{RunArgs, Settings};
 use crate::supervisor::Supervisor;
+use crate::supply::Supply;
+use conditions::Conditions;
+use weights::{Missing, Work};
 
 /// Events that may wait for the agent.
 const INBOX: usize = 256;
@@ -53,17 +64,21 @@ pub(crate) enum Event {
     Children(Vec<Listed>),
     /// It holds nothing any more.
     RunnerGone,
+    /// No operator speaks to this host any more.
+    SessionEnded,
     Fetched {
         id: String,
-        epoch: u64,
-        result: Result<(), String>,
+        number: u64,
+        result: Result<(), Missing>,
     },
-    /// Files were hashed again; true when they are as they should be.
+    /// Files were hashed again; those that are not as they should be.
     Verified {
         id: String,
-        epoch: u64,
-        result: Result<bool, String>,
+        number: u64,
+        wrong: Vec<Wrong>,
     },
+    /// What there is of weights.
+    Stocked(Box<Stock>),
     Certified {
         id: String,
         result: Result<(), String>,
@@ -106,22 +121,65 @@ async fn start(args: RunArgs) -> Result<()> {
         env!("CARGO_PKG_VERSION"), home.runner().join("runner.pid").display()
     );
     let ledger = read_ledger(&home.ledger())?;
-    let store = Store::open(&home.weights())?;
     let credentials = member(&settings, &home.identity()).await?;
     let operators = Arc::new(Operators::new(settings.operators.clone(), credentials));
+    let mut machine = Machine::new(home.root().to_owned(), settings.memory_limit)?;
+    let facts = machine.measure(&[]);
+    let store = open_store(&settings, &home, &facts)?;
     let (events, inbox) = mpsc::channel(INBOX);
     let (report, reports) = watch::channel(String::new());
     let term = Arc::new(AtomicU64::new(ledger.term()));
+    let metrics = Arc::new(Metrics::new());
+    let port = match settings.metrics {
+        Some(address) => Some(metrics::Port::open(address, metrics.clone()).await?),
+        None => None,
+    };
+    let (handed, supply) = watch::channel(Supply::default());
+    let (told, peers) = watch::channel(Vec::new());
+    let fetcher = Fetcher::new(
+        store.clone(),
+        FetchOptions {
+            connections: settings.weights.connections,
+            bytes_per_second: settings.weights.bytes_per_second,
+            credentials: Some(operators.credentials_from_now_on()),
+            ..FetchOptions::default()
+        },
+    );
+    let keeper = Arc::new(Keeper::new(fetcher, home.weights(), metrics.clone()));
+    let listen = settings.weights.listen.unwrap_or(settings.worker_listen());
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("--weights-listen {listen} can't be used"))?;
+    let weights_port = listener.local_addr()?.port();
+    let served = metrics.served.clone();
+    let sent: Sent = Arc::new(move |bytes| {
+        served.inc_by(bytes);
+    });
+    let giving = tandem_weights::serve(
+        listener,
+        store,
+        operators.credentials_from_now_on(),
+        sent,
+        std::future::pending(),
+    );
+    let _giving = AbortOnDropHandle::new(tokio::spawn(giving));
     let session = Session {
         operators: operators.clone(),
         home: home.clone(),
+        supply: handed,
+        peers: told,
+        metrics: metrics.clone(),
+        models: Arc::new(Models {
+            settings: settings.clone(),
+            keeper: keeper.clone(),
+            supply: supply.clone(),
+            peers: peers.clone(),
+        }),
         term: term.clone(),
         report: reports,
         events: events.clone(),
     };
     let supervisor = Supervisor::new(&home, settings.external_runner, events.clone());
-    let mut machine = Machine::new(home.root().to_owned(), settings.memory_limit)?;
-    let facts = machine.measure(&[]);
     let gateway_identity = Identity::Gateway(settings.name.clone());
     let mut agent = Agent {
         runner: Client::new(&home.runner_socket()),
@@ -134,12 +192,23 @@ async fn start(args: RunArgs) -> Result<()> {
         runner_there: false,
         trouble: None,
         machine,
+        links: links(&settings.address, &settings.weights.links),
         facts,
+        supply,
+        metrics,
         started: Instant::now(),
-        downloads: Arc::new(Semaphore::new(1)),
+        stock: Stock::default(),
+        damaged: BTreeMap::new(),
+        conditions: Conditions::default(),
+        works: 0,
+        looking: None,
+        collecting: None,
+        checking: None,
+        weights_port,
+        peers,
+        keeper,
         settings,
         home,
-        store,
         operators,
         term,
         report,
@@ -147,8 +216,19 @@ async fn start(args: RunArgs) -> Result<()> {
     };
     agent.read_spec();
     let _session = AbortOnDropHandle::new(tokio::spawn(session.run()));
+    let _figures = port.map(|port| AbortOnDropHandle::new(tokio::spawn(port.serve())));
     let _supervisor = AbortOnDropHandle::new(tokio::spawn(supervisor.run()));
     agent.run(inbox).await
+}
+
+fn open_store(settings: &Settings, home: &Home, facts: &Facts) -> Result<Store> {
+    let disk = facts.disk.map_or(u64::MAX, |disk| disk.total_bytes);
+    let options = StoreOptions {
+        adopt: settings.weights.adopt.clone(),
+        budget_bytes: settings.weights.budget,
+        spare_bytes: settings.weights.spare(disk),
+    };
+    Ok(Store::open(&home.weights(), options)?)
 }
 
 /// A ledger that can't be read stops the agent: it must neither be overwritten nor be done without.
@@ -162,7 +242,20 @@ fn read_ledger(path: &Path) -> Result<Ledger> {
 struct Agent {
     settings: Arc<Settings>,
     home: Arc<Home>,
-    store: Store,
+    keeper: Arc<Keeper>,
+    peers: watch::Receiver<Vec<Peer>>,
+    /// Where other hosts fetch weights from this one.
+    weights_port: u16,
+    /// What there was on disk when somebody last looked.
+    stock: Stock,
+    /// Files that were found damaged and are not mended yet.
+    damaged: BTreeMap<Sha256Hex, Wrong>,
+    conditions: Conditions,
+    /// Fetches and looks so far.
+    works: u64,
+    looking: Option<AbortOnDropHandle<()>>,
+    collecting: Option<AbortOnDropHandle<()>>,
+    checking: Option<AbortOnDropHandle<()>>,
     operators: Arc<Operators>,
     runner: Client,
     gateway: Option<Gateway>,
@@ -174,13 +267,14 @@ struct Agent {
     observed: Observed,
     extra: BTreeMap<String, Extra>,
     runner_there: bool,
-    /// Why state can't be written, since when.
-    trouble: Option<(String, Timestamp)>,
+    /// Why state can't be written.
+    trouble: Option<String>,
     machine: Machine,
     facts: Facts,
+    links: Vec<Link>,
+    supply: watch::Receiver<Supply>,
+    metrics: Arc<Metrics>,
     started: Instant,
-    /// One file at a time: disks and links are shared anyway, and equal files come once.
-    downloads: Arc<Semaphore>,
     term: Arc<AtomicU64>,
     report: watch::Sender<String>,
     events: mpsc::Sender<Event>,
@@ -192,9 +286,11 @@ struct Extra {
     /// Which epoch weights, credentials and failures are of.
     epoch: u64,
     /// The fetch or verification under way.
-    work: Option<AbortOnDropHandle<()>>,
-    /// Bytes verified of all files, while they are fetched.
-    fetched: Arc<AtomicU64>,
+    work: Option<Work>,
+    /// The last fetch found no room.
+    no_room: bool,
+    /// There was room for it, when somebody looked last.
+    had_room: bool,
     /// Listens to the process with this id.
     listener: Option<(u32, AbortOnDropHandle<()>)>,
     ready_since: Option<Duration>,
@@ -226,6 +322,8 @@ impl Agent {
                 },
                 _ = tick.tick() => self.look_again(),
                 _ = measure.tick() => self.measure(),
+                _ = self.supply.changed() => self.supplied(),
+                () = self.keeper.news.notified() => self.take_stock(),
                 _ = renew.tick() => self.renew(),
                 () = sleep_until(wake) => {}
             }
@@ -264,93 +362,14 @@ impl Agent {
             Event::Spec(spec) => self.obey(*spec),
             Event::Children(children) => self.children(children).await,
             Event::RunnerGone => self.runner_gone(),
-            Event::Fetched { id, epoch, result } => self.fetched(&id, epoch, result),
-            Event::Verified { id, epoch, result } => self.verified(&id, epoch, result),
+            Event::SessionEnded => self.confirm(false),
+            Event::Fetched { id, number, result } => self.fetched(&id, number, result),
+            Event::Verified { id, number, wrong } => self.verified(&id, number, wrong),
+            Event::Stocked(stock) => self.stocked(*stock),
             Event::Certified { id, result } => self.certified(&id, result),
             Event::StartFailed { id, epoch, why } => self.start_failed(&id, epoch, why),
             Event::Health { id, epoch, port, health } => self.heard(&id, epoch, port, health),
         }
-    }
-
-    /// What this host obeyed when it last ran, so that it serves on without an operator.
-    fn read_spec(&mut self) {
-        let read = || -> Result<Option<InferenceHostSpec>> {
-            let Some(bytes) = home::read(&self.home.spec())? else { return Ok(None) };
-            let spec: InferenceHostSpec = serde_json::from_slice(&bytes)?;
-            self.ledger.clone().accept(&spec)?;
-            Ok(Some(spec))
-        };
-        match read() {
-            Ok(Some(spec)) => {
-                tracing::info!(term = spec.term, generation = spec.generation, "goes on with the last spec");
-                self.take_over(spec);
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let error = format!("{error:#}");
-                tracing::error!(
-                    error,
-                    "the last spec can't be used: what runs goes on, and an operator is waited for"
-                );
-            }
-        }
-    }
-
-    /// Accepts a spec if the ledger does. It is written down before it is acted on.
-    fn obey(&mut self, spec: InferenceHostSpec) {
-        if self.spec.as_ref() == Some(&spec) && self.ledger.term() == spec.term {
-            return;
-        }
-        if let Some(bad) = spec.workloads.iter().find_map(|workload| workload.id.parse::<Name>().err()) {
-            tracing::error!(error = %bad, "a spec with such a workload is not obeyed");
-            return;
-        }
-        let mut ledger = self.ledger.clone();
-        if let Err(refused) = ledger.accept(&spec) {
-            tracing::warn!(%refused, "a spec is not obeyed");
-            return;
-        }
-        let json = serde_json::to_vec_pretty(&spec).expect("a spec is JSON");
-        let written = home::replace(&self.home.ledger(), &ledger.to_json())
-            .and_then(|()| home::replace(&self.home.spec(), &json));
-        if let Err(error) = written {
-            tracing::error!(%error, "a spec can't be written down, and is not obeyed before that");
-            if self.trouble.is_none() {
-                let why =
-                    format!("the newest spec can't be written to {}: {error}", self.home.root().display());
-                self.trouble = Some((why, Timestamp::now()));
-            }
-            self.waiting = Some(spec);
-            return;
-        }
-        (self.trouble, self.waiting) = (None, None);
-        tracing::info!(
-            term = spec.term,
-            generation = spec.generation,
-            workloads = spec.workloads.len(),
-            "obeys a spec"
-        );
-        self.ledger = ledger;
-        self.term.store(self.ledger.term(), Ordering::SeqCst);
-        self.take_over(spec);
-    }
-
-    fn take_over(&mut self, spec: InferenceHostSpec) {
-        for workload in &spec.workloads {
-            let extra = self.extra.entry(workload.id.clone()).or_default();
-            if extra.epoch == workload.epoch {
-                continue;
-            }
-            // Also ends what is under way for the epoch before; who listens to its process goes on.
-            let listener = extra.listener.take();
-            *extra = Extra { epoch: workload.epoch, listener, ..Extra::default() };
-            let observation = self.observed.workloads.entry(workload.id.clone()).or_default();
-            let fresh = Observation::default();
-            observation.weights = fresh.weights;
-            observation.credentials = fresh.credentials;
-            (observation.failures, observation.failure, observation.restarts) = (0, None, 0);
-        }
-        self.spec = Some(spec);
     }
 
     fn heard(&mut self, id: &str, epoch: u64, port: Option<u16>, health: Health) {
@@ -386,17 +405,13 @@ impl Agent {
         if facts.differ(&self.facts) {
             self.facts = facts;
         }
+        self.take_stock();
+        self.links = links(&self.settings.address, &self.settings.weights.links);
     }
 
     /// Progress, and what failed for want of disk.
     fn look_again(&mut self) {
-        for (id, observation) in &mut self.observed.workloads {
-            if let (Weights::Fetching { done, .. }, Some(extra)) =
-                (&mut observation.weights, self.extra.get(id))
-            {
-                *done = extra.fetched.load(Ordering::Relaxed);
-            }
-        }
+        self.count_transfers();
         if let Some(spec) = self.waiting.take() {
             self.obey(spec);
         }
@@ -423,10 +438,11 @@ impl Agent {
         None
     }
 
-    fn say(&self, plan: &Plan) {
+    fn say(&mut self, plan: &Plan) {
         if self.is_finding_out() {
             return;
         }
+        let conditions = self.conditions();
         let nothing = InferenceHostSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&nothing);
         let Facts { device, memory, disk } = &self.facts;
@@ -440,12 +456,21 @@ impl Agent {
             devices: vec![device.clone()],
             memory: Some(*memory),
             disk: *disk,
-            links: Vec::new(),
-            weights: None,
+            links: self.links.clone(),
+            weights: Some(self.stock.status(
+                self.weights_port,
+                self.keeper.store.options().budget_bytes,
+                self.keeper.disk_rate(),
+            )),
             workloads: report(spec, &self.observed, plan),
             gateway_url: self.gateway_url(),
-            conditions: self.conditions(),
+            conditions,
         };
+        let model_of = |id: &str| {
+            let workload = spec.workloads.iter().find(|workload| workload.id == id);
+            workload.map(|workload| workload.model.as_str())
+        };
+        self.metrics.reported(&status, model_of);
         let json = serde_json::to_string(&status).expect("a status is JSON");
         self.report.send_if_modified(|before| {
             let changed = *before != json;
@@ -467,18 +492,6 @@ impl Agent {
         let running = self.gateway.as_ref().is_some_and(|gateway| gateway.running);
         let settings = self.settings.gateway.as_ref().filter(|_| running)?;
         Some(settings.advertise.clone())
-    }
-
-    fn conditions(&self) -> Vec<Condition> {
-        let Some((why, since)) = &self.trouble else { return vec![] };
-        vec![Condition {
-            type_: "Obedient".to_owned(),
-            status: ConditionStatus::False,
-            observed_generation: None,
-            last_transition_time: *since,
-            reason: "StateNotWritten".to_owned(),
-            message: why.chars().take(1024).collect(),
-        }]
     }
 }
 

@@ -4,13 +4,18 @@ mod agent;
 mod gateway;
 mod health;
 mod home;
+mod keeper;
+mod links;
 mod logs;
 mod machine;
+mod metrics;
+mod models;
 mod operator;
 pub mod runner;
 mod session;
 mod settings;
 mod supervisor;
+mod supply;
 mod worker_spec;
 
 pub use agent::run;

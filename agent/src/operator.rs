@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use backon::{ExponentialBuilder, Retryable};
@@ -12,6 +11,7 @@ use tandem_pki::{
     AuthorityError, Credentials, CredentialsError, EnrollError, Enrollment, Identity, KeyAndRequest, join,
 };
 use thiserror::Error;
+use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -40,21 +40,22 @@ pub(crate) struct Operators {
     urls: Vec<String>,
     /// Which one is asked next.
     next: AtomicUsize,
-    credentials: Mutex<Arc<Credentials>>,
+    credentials: watch::Sender<Credentials>,
 }
 
 impl Operators {
     pub(crate) fn new(urls: Vec<String>, credentials: Credentials) -> Self {
-        Self { urls, next: AtomicUsize::new(0), credentials: Mutex::new(Arc::new(credentials)) }
+        Self { urls, next: AtomicUsize::new(0), credentials: watch::Sender::new(credentials) }
     }
 
     /// Who this host is.
-    pub(crate) fn credentials(&self) -> Arc<Credentials> {
-        self.credentials.lock().expect("no panic while credentials are changed").clone()
+    pub(crate) fn credentials(&self) -> Credentials {
+        self.credentials.borrow().clone()
     }
 
-    fn become_known_as(&self, credentials: Credentials) {
-        *self.credentials.lock().expect("no panic while credentials are changed") = Arc::new(credentials);
+    /// The same, now and whenever they are renewed.
+    pub(crate) fn credentials_from_now_on(&self) -> watch::Receiver<Credentials> {
+        self.credentials.subscribe()
     }
 
     /// Connects to an operator; after a failure the next call tries the next one.
@@ -111,7 +112,7 @@ impl Operators {
         }
         let addresses = vec![settings.address.clone()];
         let renewed = self.certify(Role::Host, settings.name.as_str(), addresses, dir).await?;
-        self.become_known_as(renewed);
+        self.credentials.send_replace(renewed);
         Ok(true)
     }
 }

@@ -11,9 +11,13 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tandem_control_api::agent_message::Message as Up;
 use tandem_control_api::agents_client::AgentsClient;
+use tandem_control_api::models_reply::Said;
 use tandem_control_api::operator_message::Message as Down;
-use tandem_control_api::{AgentHello, AgentMessage, HostReport, LogsRequest, Protocol};
+use tandem_control_api::{
+    AgentHello, AgentMessage, HostReport, LogsRequest, ModelsReply, ModelsRequest, Protocol,
+};
 use tandem_crds::InferenceHostSpec;
+use tandem_weights::Peer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +27,10 @@ use tonic::Status;
 use crate::agent::Event;
 use crate::home::Home;
 use crate::logs;
+use crate::metrics::Metrics;
+use crate::models::Models;
 use crate::operator::Operators;
+use crate::supply::Supply;
 
 /// How long the operator may take to answer Hello.
 const STEP: Duration = Duration::from_secs(10);
@@ -31,6 +38,8 @@ const STEP: Duration = Duration::from_secs(10);
 const OUTBOX: usize = 64;
 /// Log requests that are answered at once.
 const MOST_LOGS: usize = 16;
+/// Requests about models that are answered at once.
+const MOST_MODELS: usize = 4;
 /// A session that lasted this long was a good one: the next attempt comes soon.
 const GOOD: Duration = Duration::from_secs(30);
 /// Bounds on what an operator may ask for as the interval of reports.
@@ -40,6 +49,12 @@ const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 pub(crate) struct Session {
     pub(crate) operators: Arc<Operators>,
     pub(crate) home: Arc<Home>,
+    /// What an operator hands over; it stays when the session ends.
+    pub(crate) supply: watch::Sender<Supply>,
+    /// Its peers, for fetches under way.
+    pub(crate) peers: watch::Sender<Vec<Peer>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) models: Arc<Models>,
     /// The newest term obeyed.
     pub(crate) term: Arc<AtomicU64>,
     /// The report as JSON, whenever it changes.
@@ -62,7 +77,8 @@ impl Session {
                 Ok(()) => tracing::info!("the operator closed the session"),
                 Err(error) => tracing::warn!(error = chain(&*error), "no session with the operator"),
             }
-            if self.events.is_closed() {
+            self.metrics.in_session(false);
+            if self.events.send(Event::SessionEnded).await.is_err() {
                 return;
             }
             if start.elapsed() > GOOD {
@@ -82,6 +98,8 @@ impl Session {
         let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await?.map_err(said)?;
         let mut down = opened.into_inner();
         let mut logs: BTreeMap<(String, String), AbortOnDropHandle<()>> = BTreeMap::new();
+        // What is asked about models ends with the session, too.
+        let mut models: BTreeMap<String, AbortOnDropHandle<()>> = BTreeMap::new();
         // Until Welcome says otherwise.
         let mut heartbeat = interval(Duration::from_secs(1));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,6 +116,7 @@ impl Session {
                         Some(Down::Welcome(welcome)) => {
                             Protocol::agree(welcome.protocol.as_ref()).map_err(anyhow::Error::msg)?;
                             tracing::info!("in session with the operator");
+                            self.metrics.in_session(true);
                             let wanted = Duration::from_millis(u64::from(welcome.report_interval_ms));
                             heartbeat = interval(wanted.clamp(INTERVALS.0, INTERVALS.1));
                             heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,7 +124,9 @@ impl Session {
                         Some(Down::Spec(spec)) => self.obey(&spec.spec_json).await?,
                         Some(Down::Logs(request)) => self.show_logs(request, &up, &mut logs),
                         Some(Down::EndLogs(ended)) => logs.retain(|(request, _), _| *request != ended),
-                        Some(Down::Supply(_) | Down::Models(_) | Down::EndModels(_)) => {}
+                        Some(Down::Supply(supply)) => self.provide(supply),
+                        Some(Down::Models(request)) => self.ask_models(request, &up, &mut models).await?,
+                        Some(Down::EndModels(ended)) => drop(models.remove(&ended)),
                         None => {
                             tracing::warn!("the operator asks for something that this release does not know");
                         }
@@ -129,6 +150,45 @@ impl Session {
             Ok(spec) => self.events.send(Event::Spec(Box::new(spec))).await?,
             Err(error) => tracing::error!(%error, "the operator's spec can't be read and is not obeyed"),
         }
+        Ok(())
+    }
+
+    fn provide(&self, said: tandem_control_api::Supply) {
+        let supply = Supply::from(said);
+        self.peers.send_if_modified(|before| {
+            let peers = supply.peers();
+            let changed = *before != peers;
+            *before = peers;
+            changed
+        });
+        let changed = self.supply.send_if_modified(|before| {
+            let changed = !before.heard || *before != supply;
+            *before = supply.clone();
+            changed
+        });
+        if changed {
+            tracing::debug!(?supply, "the operator hands over what fetching needs");
+        }
+    }
+
+    async fn ask_models(
+        &self,
+        request: ModelsRequest,
+        up: &mpsc::Sender<AgentMessage>,
+        models: &mut BTreeMap<String, AbortOnDropHandle<()>>,
+    ) -> anyhow::Result<()> {
+        models.retain(|_, task| !task.is_finished());
+        if models.len() >= MOST_MODELS {
+            let why = format!(
+                "this host answers {MOST_MODELS} such requests already: ask again when one has ended"
+            );
+            let said = Some(Said::Error(why));
+            let reply = ModelsReply { request: request.request, host: String::new(), said, end: true };
+            return Ok(timeout(STEP, up.send(message(Up::Models(reply)))).await??);
+        }
+        let (id, answers, up) = (request.request.clone(), self.models.clone(), up.clone());
+        let task = tokio::spawn(async move { answers.answer(request, &up).await });
+        models.insert(id, AbortOnDropHandle::new(task));
         Ok(())
     }
 

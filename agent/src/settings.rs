@@ -1,5 +1,7 @@
 //! The command line of `tandem-agent run`, and what it means.
 
+mod weights;
+
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
@@ -7,11 +9,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use bytesize::ByteSize;
 use clap::Args;
 use sysinfo::System;
 use tandem_pki::{JoinToken, Name, local_address_towards};
 use tandem_sources::Access;
 use tonic::transport::Uri;
+
+use weights::WeightsArgs;
+pub(crate) use weights::WeightsSettings;
 
 /// Variables that children get when we have them; nothing else of our environment reaches them.
 const PASSED_ON: [&str; 9] = [
@@ -62,15 +68,20 @@ pub struct RunArgs {
     /// Where clients reach the gateway [default: http://ADDRESS:PORT]
     #[arg(long, value_name = "URL", requires = "gateway_listen")]
     gateway_advertise: Option<String>,
-    /// What workers may take of this machine's memory, in bytes [default: all that nothing else holds]
-    #[arg(long, value_name = "BYTES")]
-    memory_limit: Option<u64>,
+    /// What workers may take of this machine's memory, such as 400GB [default: all that nothing else holds]
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<ByteSize>,
     /// Somebody else starts `tandem-agent runner`, such as a second container of the same pod
     #[arg(long)]
     external_runner: bool,
     /// Also trust the authorities in this PEM file when weights are fetched by https
     #[arg(long, value_name = "FILE")]
     extra_ca: Option<PathBuf>,
+    /// Serve figures for Prometheus at http://ADDRESS:PORT/metrics, without TLS [default: off]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "TANDEM_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    weights: WeightsArgs,
 }
 
 /// What the agent is to do, checked.
@@ -86,6 +97,9 @@ pub(crate) struct Settings {
     pub(crate) memory_limit: Option<u64>,
     pub(crate) external_runner: bool,
     pub(crate) access: Access,
+    /// Where figures are read.
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) weights: WeightsSettings,
 }
 
 pub(crate) struct GatewaySettings {
@@ -138,9 +152,11 @@ impl Settings {
             labels: args.label.into_iter().collect(),
             worker_program: program(args.worker_program, "inference-worker")?,
             gateway: gateway.transpose()?,
-            memory_limit: args.memory_limit,
+            memory_limit: args.memory_limit.map(|size| size.as_u64()),
             external_runner: args.external_runner,
             access,
+            metrics: args.metrics_listen,
+            weights: WeightsSettings::of(args.weights)?,
         })
     }
 

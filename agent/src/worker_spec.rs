@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 
 use tandem_crds::{ResolvedFile, Sampling, WorkloadSpec};
-use tandem_weights::Store;
+use tandem_weights::{Changed, Store};
 use tandem_worker_api::{
     KvCache, NotASha256, Numerics, SamplingDefaults, Sha256Hex, USUAL_MAX_SEQUENCES, WeightFile, WorkerSpec,
 };
@@ -21,6 +21,8 @@ pub(crate) enum UnusableWorkload {
     NotANumber { name: &'static str, value: String },
     #[error("a file has no usable sha256")]
     Digest(#[from] NotASha256),
+    #[error(transparent)]
+    Weights(#[from] Changed),
 }
 
 pub(crate) fn worker_spec(
@@ -32,14 +34,17 @@ pub(crate) fn worker_spec(
     let tokens = |name, count| NonZeroU32::new(count).ok_or(UnusableWorkload::Zero(name));
     let file = |file: &ResolvedFile| {
         let sha256 = file.sha256.parse()?;
-        Ok(WeightFile { path: store.path_of(&sha256), sha256 })
+        store.unchanged(&sha256)?;
+        store.touch(&sha256);
+        let path = store.path_of(&sha256).ok_or(Changed::Unknown(sha256))?;
+        Ok(WeightFile { path, sha256 })
     };
     Ok(WorkerSpec {
         workload: workload.id.clone(),
         epoch: workload.epoch,
         model: workload.model.clone(),
         deployment: workload.deployment.to_string(),
-        files: workload.files.iter().map(file).collect::<Result<_, NotASha256>>()?,
+        files: workload.files.iter().map(file).collect::<Result<_, UnusableWorkload>>()?,
         context_tokens: tokens("contextTokens", workload.context_tokens)?,
         pool_tokens: tokens("poolTokens", workload.pool_tokens)?,
         kv_cache: match workload.kv_cache {

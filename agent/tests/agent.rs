@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
 mod cluster;
+mod weights;
 #[path = "cluster/worker.rs"]
 mod worker;
 
@@ -162,12 +163,13 @@ async fn a_hopeless_worker_is_not_started_again() {
 #[tokio::test]
 async fn damaged_weights_are_fetched_again_before_the_next_start() {
     let mut cluster = Cluster::start().await;
-    cluster.worker_script("W=$(dirname $3)/../../weights/sha256/*; grep -q 'not really' $W || exit 3");
+    // The first worker finds other bytes than the agent had verified.
+    cluster.worker_script(
+        "D=$(dirname $3)\nif [ ! -e $D/once ]; then touch $D/once; W=$(echo $D/../../weights/sha256/*)
+        chmod u+w $W; printf X | dd of=$W conv=notrunc 2>/dev/null; exit 3; fi",
+    );
     let workload = cluster.workload(1);
     let blob = cluster.data().join("weights/sha256").join(&workload.files[0].sha256);
-    fs::create_dir_all(blob.parent().unwrap()).unwrap();
-    // As long as it should be, and other bytes.
-    fs::write(&blob, vec![b'x'; MODEL.len()]).unwrap();
     cluster.order(1, 1, vec![workload]).await;
     cluster.start_agent();
     let status = cluster.until_workload("ready", ready).await;
@@ -369,7 +371,8 @@ async fn a_full_disk_is_reported_and_what_runs_goes_on_as_root() {
     let mut file = fs::File::create(&fill).unwrap();
     while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
     cluster.order(2, 1, vec![]).await;
-    let report = cluster.until("in trouble", |report| !report.conditions.is_empty()).await;
+    let obedient = |report: &InferenceHostStatus| report.conditions.iter().any(|one| one.type_ == "Obedient");
+    let report = cluster.until("in trouble", obedient).await;
     assert_eq!(report.observed_term, Some(1));
     assert!(report.conditions[0].message.contains("can't be written"), "{:?}", report.conditions);
     assert_eq!((the_workload(&report).unwrap().state, cluster.worker_pid()), (Ready, pid));

@@ -40,8 +40,7 @@ impl Transfer {
     /// Takes a look, and returns what to report: the same as the last time unless enough has changed. `now` is time since any
     /// fixed moment.
     pub fn look(&mut self, now: Duration, amounts: Amounts) -> TransferStatus {
-        self.sample(now, amounts.source.saturating_add(amounts.peer));
-        let fresh = self.status(amounts);
+        let fresh = self.measure(now, amounts);
         match self.said {
             Some((at, said)) if !is_worth_saying(&said, &fresh, now.saturating_sub(at)) => said,
             _ => {
@@ -49,6 +48,12 @@ impl Transfer {
                 fresh
             }
         }
+    }
+
+    /// As [`Transfer::look`], each time to the byte: for a person who watches.
+    pub fn measure(&mut self, now: Duration, amounts: Amounts) -> TransferStatus {
+        self.sample(now, amounts.source.saturating_add(amounts.peer));
+        self.status(amounts)
     }
 
     fn sample(&mut self, now: Duration, arrived: u64) {

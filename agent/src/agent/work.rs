@@ -1,26 +1,23 @@
 //! Doing what the plan says: each action is a task whose end is an event.
 
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tandem_agent_core::{Action, Credentials, Observation, Process, Weights};
+use tandem_agent_core::{Action, Credentials, Process, Weights};
 use tandem_control_api::Role;
 use tandem_crds::{InferenceHostSpec, WorkloadSpec};
 use tandem_pki::Identity;
-use tandem_weights::VerifyError;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Agent, Event, Extra};
+use super::{Agent, Event};
 use crate::gateway::{ID as GATEWAY, kept};
 use crate::health::Listener;
 use crate::home;
 use crate::runner::Start;
 use crate::session::chain;
 use crate::settings::passed_on;
-use crate::worker_spec::{files, worker_spec};
+use crate::worker_spec::worker_spec;
 
 /// A worker drains for 20 s by itself when it is told to end; after this it is killed.
 const GRACE: Duration = Duration::from_secs(30);
@@ -56,104 +53,6 @@ impl Agent {
 
     fn identity_of(&self, workload: &str) -> Option<Identity> {
         Some(Identity::Worker { host: self.settings.name.clone(), workload: workload.parse().ok()? })
-    }
-
-    fn fetch(&mut self, workload: &WorkloadSpec) {
-        let (id, epoch) = (workload.id.clone(), workload.epoch);
-        let wanted = workload.source.parse::<tandem_sources::Source>().map_err(|error| chain(&error));
-        let wanted = wanted.and_then(|source| Ok((source, files(workload).map_err(|error| chain(&error))?)));
-        let (source, files) = match wanted {
-            Ok(wanted) => wanted,
-            Err(why) => return self.weights_failed(&id, why),
-        };
-        let total = files.iter().map(|file| file.bytes).sum();
-        self.observed.workloads.entry(id.clone()).or_default().weights = Weights::Fetching { done: 0, total };
-        let events = self.events.clone();
-        let (store, access, downloads) =
-            (self.store.clone(), self.settings.access.clone(), self.downloads.clone());
-        let extra = self.extra.entry(id.clone()).or_default();
-        let fetched = Arc::new(AtomicU64::new(0));
-        extra.fetched = fetched.clone();
-        tracing::info!(workload = id, epoch, %source, files = files.len(), "fetches weights");
-        let task = async move {
-            let mut before = 0;
-            let mut result = Ok(());
-            for file in &files {
-                let _turn = downloads.acquire().await;
-                let progress = |done| fetched.store(before + done, Ordering::Relaxed);
-                if let Err(error) = store.fetch(&source, file, &access, &progress).await {
-                    result = Err(chain(&error));
-                    break;
-                }
-                before += file.bytes;
-            }
-            tell(&events, Event::Fetched { id, epoch, result }).await;
-        };
-        extra.work = Some(AbortOnDropHandle::new(tokio::spawn(task)));
-    }
-
-    pub(super) fn fetched(&mut self, id: &str, epoch: u64, result: Result<(), String>) {
-        let Some((observation, extra)) = self.current(id, epoch) else { return };
-        match result {
-            Ok(()) => {
-                observation.weights = Weights::Present;
-                extra.fetch_failures = 0;
-            }
-            Err(why) => self.weights_failed(id, why),
-        }
-    }
-
-    fn weights_failed(&mut self, id: &str, why: String) {
-        tracing::error!(workload = id, error = why, "the weights are not here");
-        let at = self.now();
-        let extra = self.extra.entry(id.to_owned()).or_default();
-        extra.fetch_failures = extra.fetch_failures.saturating_add(1);
-        let weights = Weights::Failed { why, at, failures: extra.fetch_failures };
-        self.observed.workloads.entry(id.to_owned()).or_default().weights = weights;
-    }
-
-    fn verify(&mut self, workload: &WorkloadSpec) {
-        let (id, epoch) = (workload.id.clone(), workload.epoch);
-        let Ok(files) = files(workload) else { return };
-        self.observed.workloads.entry(id.clone()).or_default().weights = Weights::Verifying;
-        let (store, events) = (self.store.clone(), self.events.clone());
-        tracing::warn!(workload = id, epoch, "hashes weights again");
-        let extra = self.extra.entry(id.clone()).or_default();
-        let task = async move {
-            let mut result = Ok(true);
-            for file in &files {
-                match store.verify(&file.sha256).await {
-                    Ok(()) => {}
-                    Err(error @ VerifyError::Damaged { .. }) => {
-                        tracing::error!(
-                            file = file.name,
-                            error = chain(&error),
-                            "a file is damaged and fetched again"
-                        );
-                        result = store.discard(&file.sha256).map(|()| false).map_err(|error| chain(&error));
-                    }
-                    Err(VerifyError::Transfer(error)) => {
-                        tracing::error!(file = file.name, error = chain(&error), "a file can't be read");
-                        result = result.map(|_| false);
-                    }
-                }
-            }
-            tell(&events, Event::Verified { id, epoch, result }).await;
-        };
-        extra.work = Some(AbortOnDropHandle::new(tokio::spawn(task)));
-    }
-
-    pub(super) fn verified(&mut self, id: &str, epoch: u64, result: Result<bool, String>) {
-        let Some((observation, _)) = self.current(id, epoch) else { return };
-        match result {
-            Ok(true) => {
-                // They are what the operator says they are; then no worker of this release can run them.
-                observation.weights = Weights::Present;
-                observation.process = Process::Exited { epoch, hopeless: true };
-            }
-            Ok(false) => observation.weights = Weights::Absent,
-            Err(why) => self.weights_failed(id, why),
-        }
     }
 
     fn certify(&mut self, id: &str) {
@@ -250,7 +149,11 @@ impl Agent {
             self.observed.workloads.entry(id).or_default().credentials = Credentials::Absent;
             return;
         }
-        let written = worker_spec(workload, &self.store, &home, self.settings.worker_listen())
+        if !self.has_weights(workload) {
+            self.observed.workloads.entry(id).or_default().weights = Weights::Absent;
+            return;
+        }
+        let written = worker_spec(workload, &self.keeper.store, &home, self.settings.worker_listen())
             .map_err(|error| chain(&error))
             .and_then(|spec| {
                 let json = serde_json::to_vec_pretty(&spec).expect("a worker's spec is JSON");
@@ -344,15 +247,15 @@ impl Agent {
         self.extra.entry(id.to_owned()).or_default().listener = Some((pid, task));
     }
 
-    /// What is known of a workload, if an event is about the epoch that is wanted now.
-    fn current(&mut self, id: &str, epoch: u64) -> Option<(&mut Observation, &mut Extra)> {
-        let extra = self.extra.get_mut(id).filter(|extra| extra.epoch == epoch)?;
-        Some((self.observed.workloads.get_mut(id)?, extra))
+    /// Tells one piece of work from another.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.works += 1;
+        self.works
     }
 }
 
 /// Reports what a task has found.
-async fn tell(events: &mpsc::Sender<Event>, event: Event) {
+pub(super) async fn tell(events: &mpsc::Sender<Event>, event: Event) {
     if events.send(event).await.is_err() {
         tracing::debug!("the agent is ending");
     }

@@ -16,10 +16,12 @@ use sha2::{Digest, Sha256};
 use tandem_control_api::agent_message::Message as Up;
 use tandem_control_api::agents_server::{Agents, AgentsServer};
 use tandem_control_api::enrollment_server::{Enrollment, EnrollmentServer};
+use tandem_control_api::models_reply::Said;
+use tandem_control_api::models_request::Ask;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
-    AgentMessage, Certificate, CertifyRequest, HostSpec, JoinRequest, LogChunk, OperatorMessage, Protocol,
-    Role, Welcome,
+    AgentMessage, Certificate, CertifyRequest, HostSpec, JoinRequest, LogChunk, ModelsReply, ModelsRequest,
+    OperatorMessage, Protocol, Role, Supply, Welcome,
 };
 use tandem_crds::{
     DeploymentRef, InferenceHostSpec, InferenceHostStatus, ResolvedFile, WorkloadSpec, WorkloadStatus,
@@ -45,12 +47,16 @@ type Outbox = mpsc::Sender<Result<OperatorMessage, Status>>;
 
 /// What the operator sees and says.
 pub(crate) struct Desk {
-    authority: CertificateAuthority,
+    authority: Arc<CertificateAuthority>,
+    /// The one host that this operator knows.
+    host: String,
     outbox: Mutex<Option<Outbox>>,
     spec: Mutex<InferenceHostSpec>,
     report: watch::Sender<Option<InferenceHostStatus>>,
     hellos: watch::Sender<Vec<u64>>,
     logs: mpsc::Sender<LogChunk>,
+    supply: Mutex<Option<Supply>>,
+    models: mpsc::Sender<ModelsReply>,
     joined: Mutex<u32>,
     certified: Mutex<Vec<(Role, String)>>,
 }
@@ -90,7 +96,7 @@ impl Agents for Shared {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        assert_eq!(peer_identity(&request).unwrap(), Identity::host("host-a").unwrap());
+        assert_eq!(peer_identity(&request).unwrap(), Identity::host(&self.0.host).unwrap());
         let mut upstream = request.into_inner();
         let Some(Up::Hello(hello)) = upstream.message().await?.and_then(|message| message.message) else {
             return Err(Status::invalid_argument("no Hello"));
@@ -100,6 +106,10 @@ impl Agents for Shared {
         let (outbox, downstream) = mpsc::channel(32);
         let welcome = Welcome { protocol: Some(Protocol::own(&[])), report_interval_ms: 200 };
         outbox.send(Ok(OperatorMessage { message: Some(Down::Welcome(welcome)) })).await.unwrap();
+        let supply = desk.supply.lock().unwrap().clone();
+        if let Some(supply) = supply {
+            outbox.send(Ok(OperatorMessage { message: Some(Down::Supply(supply)) })).await.unwrap();
+        }
         let spec = desk.spec.lock().unwrap().clone();
         if spec.term > 0 {
             outbox.send(Ok(spec_message(&spec))).await.unwrap();
@@ -113,7 +123,7 @@ impl Agents for Shared {
                         desk.report.send_replace(Some(status));
                     }
                     Up::Log(chunk) => desk.logs.send(chunk).await.unwrap(),
-                    Up::Models(_) => {}
+                    Up::Models(reply) => desk.models.send(reply).await.unwrap(),
                     Up::Hello(_) => panic!("Hello came twice"),
                 }
             }
@@ -151,6 +161,7 @@ pub(crate) struct Cluster {
     pub(crate) desk: Arc<Desk>,
     pub(crate) reports: watch::Receiver<Option<InferenceHostStatus>>,
     pub(crate) logs: mpsc::Receiver<LogChunk>,
+    pub(crate) models: mpsc::Receiver<ModelsReply>,
     address: SocketAddr,
     operator_credentials: Credentials,
     server: Option<JoinHandle<()>>,
@@ -162,17 +173,30 @@ impl Cluster {
     pub(crate) async fn start() -> Self {
         install_tls_provider();
         let authority = CertificateAuthority::create(SystemTime::now()).unwrap();
+        Self::of(Arc::new(authority), "host-a").await
+    }
+
+    /// Another host of the same cluster, with an operator of its own and the same model.
+    pub(crate) async fn beside(&self, host: &str) -> Self {
+        Self::of(self.desk.authority.clone(), host).await
+    }
+
+    async fn of(authority: Arc<CertificateAuthority>, host: &str) -> Self {
         let operator_credentials =
             authority.credentials(&Identity::Operator, &[], SystemTime::now(), OPERATOR_LIFETIME).unwrap();
         let (report, reports) = watch::channel(None);
         let (logs, log_chunks) = mpsc::channel(256);
+        let (models, replies) = mpsc::channel(1024);
         let desk = Arc::new(Desk {
             authority,
+            host: host.to_owned(),
             outbox: Mutex::new(None),
             spec: Mutex::default(),
             report,
             hellos: watch::channel(Vec::new()).0,
             logs,
+            supply: Mutex::default(),
+            models,
             joined: Mutex::new(0),
             certified: Mutex::default(),
         });
@@ -183,6 +207,7 @@ impl Cluster {
             desk,
             reports,
             logs: log_chunks,
+            models: replies,
             address,
             operator_credentials,
             server: None,
@@ -220,7 +245,7 @@ impl Cluster {
     }
 
     pub(crate) fn data(&self) -> PathBuf {
-        self.dir.path().join("host-a")
+        self.dir.path().join(&self.desk.host)
     }
 
     /// The program that the agent starts as worker: `before` in shell, then this test executable.
@@ -239,7 +264,7 @@ impl Cluster {
 
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-agent"));
-        command.args(["run", "--name", "host-a", "--address", "127.0.0.1", "--label", "zone=b"]);
+        command.args(["run", "--name", &self.desk.host, "--address", "127.0.0.1", "--label", "zone=b"]);
         command.args(["--operator", &format!("https://{}", self.address)]);
         command.arg("--data-dir").arg(self.data()).arg("--worker-program").arg(self.worker());
         command.env("TANDEM_JOIN_TOKEN", JoinToken::generate(self.desk.authority.fingerprint()).to_string());
@@ -272,9 +297,34 @@ impl Cluster {
 
     /// Tells the host what to run; whoever connects later is told the same.
     pub(crate) async fn order(&self, term: u64, generation: u64, workloads: Vec<WorkloadSpec>) {
-        let spec = InferenceHostSpec { term, generation, workloads, ..InferenceHostSpec::default() };
+        self.obey(InferenceHostSpec { term, generation, workloads, ..InferenceHostSpec::default() }).await;
+    }
+
+    /// As [`Cluster::order`], with all of a spec.
+    pub(crate) async fn obey(&self, spec: InferenceHostSpec) {
         *self.desk.spec.lock().unwrap() = spec.clone();
         self.say(spec_message(&spec)).await;
+    }
+
+    /// Hands over what fetching needs; whoever connects later gets the same.
+    pub(crate) async fn supply(&self, supply: Supply) {
+        *self.desk.supply.lock().unwrap() = Some(supply.clone());
+        self.say(OperatorMessage { message: Some(Down::Supply(supply)) }).await;
+    }
+
+    /// Asks about models, and waits for the last line of the answer.
+    pub(crate) async fn ask(&mut self, ask: Ask) -> Vec<Said> {
+        let request = ModelsRequest { request: "m".to_owned(), hosts: vec![], ask: Some(ask) };
+        self.say(OperatorMessage { message: Some(Down::Models(request)) }).await;
+        let mut all = Vec::new();
+        loop {
+            let reply = timeout(LIMIT, self.models.recv()).await.unwrap().unwrap();
+            assert_eq!(reply.request, "m");
+            all.extend(reply.said);
+            if reply.end {
+                return all;
+            }
+        }
     }
 
     pub(crate) async fn say(&self, message: OperatorMessage) {
@@ -282,6 +332,14 @@ impl Cluster {
         if let Some(outbox) = outbox {
             outbox.send(Ok(message)).await.unwrap();
         }
+    }
+
+    /// A workload of id `id` with a file of its own, which is written to the source.
+    pub(crate) fn workload_of(&self, id: &str, name: &str, content: &[u8]) -> WorkloadSpec {
+        fs::write(self.dir.path().join("models").join(name), content).unwrap();
+        let sha256 = hex::encode(Sha256::digest(content));
+        let file = ResolvedFile { name: name.to_owned(), sha256, bytes: content.len() as u64 };
+        WorkloadSpec { id: id.to_owned(), files: vec![file], ..self.workload(1) }
     }
 
     pub(crate) fn workload(&self, epoch: u64) -> WorkloadSpec {

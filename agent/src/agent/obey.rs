@@ -1,0 +1,106 @@
+//! Which specs a host obeys: the newest of the newest term, once it is written down.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use tandem_agent_core::Observation;
+use tandem_crds::InferenceHostSpec;
+use tandem_pki::Name;
+
+use super::{Agent, Extra};
+use crate::home;
+
+impl Agent {
+    /// What this host obeyed when it last ran, so that it serves on without an operator.
+    pub(super) fn read_spec(&mut self) {
+        let read = || -> Result<Option<InferenceHostSpec>> {
+            let Some(bytes) = home::read(&self.home.spec())? else { return Ok(None) };
+            let spec: InferenceHostSpec = serde_json::from_slice(&bytes)?;
+            self.ledger.clone().accept(&spec)?;
+            Ok(Some(spec))
+        };
+        match read() {
+            Ok(Some(spec)) => {
+                tracing::info!(term = spec.term, generation = spec.generation, "goes on with the last spec");
+                self.take_over(spec);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(
+                    error,
+                    "the last spec can't be used: what runs goes on, and an operator is waited for"
+                );
+            }
+        }
+    }
+
+    /// Accepts a spec if the ledger does. It is written down before it is acted on.
+    pub(super) fn obey(&mut self, spec: InferenceHostSpec) {
+        if self.spec.as_ref() == Some(&spec) && self.ledger.term() == spec.term {
+            self.confirm(true);
+            return;
+        }
+        if let Some(bad) = spec.workloads.iter().find_map(|workload| workload.id.parse::<Name>().err()) {
+            tracing::error!(error = %bad, "a spec with such a workload is not obeyed");
+            return;
+        }
+        let mut ledger = self.ledger.clone();
+        if let Err(refused) = ledger.accept(&spec) {
+            tracing::warn!(%refused, "a spec is not obeyed");
+            return;
+        }
+        let json = serde_json::to_vec_pretty(&spec).expect("a spec is JSON");
+        let written = home::replace(&self.home.ledger(), &ledger.to_json())
+            .and_then(|()| home::replace(&self.home.spec(), &json));
+        if let Err(error) = written {
+            tracing::error!(%error, "a spec can't be written down, and is not obeyed before that");
+            if self.trouble.is_none() {
+                let why =
+                    format!("the newest spec can't be written to {}: {error}", self.home.root().display());
+                self.trouble = Some(why);
+            }
+            self.waiting = Some(spec);
+            return;
+        }
+        (self.trouble, self.waiting) = (None, None);
+        tracing::info!(
+            term = spec.term,
+            generation = spec.generation,
+            workloads = spec.workloads.len(),
+            "obeys a spec"
+        );
+        self.ledger = ledger;
+        self.term.store(self.ledger.term(), Ordering::SeqCst);
+        self.take_over(spec);
+        self.confirm(true);
+    }
+
+    /// Whether an operator says in this session what this host obeys. Only then may weights go: without it, nobody knows
+    /// which of them are the last copy.
+    pub(super) fn confirm(&mut self, confirmed: bool) {
+        self.keeper.obey(self.spec.as_ref().filter(|_| confirmed));
+        self.keeper.news.notify_one();
+    }
+
+    fn take_over(&mut self, spec: InferenceHostSpec) {
+        for workload in &spec.workloads {
+            let extra = self.extra.entry(workload.id.clone()).or_default();
+            if extra.epoch == workload.epoch {
+                continue;
+            }
+            // Also ends what is under way for the epoch before; who listens to its process goes on.
+            let (listener, work) = (extra.listener.take(), extra.goes_on(workload));
+            let fetches = work.is_some();
+            *extra = Extra { epoch: workload.epoch, listener, work, ..Extra::default() };
+            let observation = self.observed.workloads.entry(workload.id.clone()).or_default();
+            let fresh = Observation::default();
+            if !fetches {
+                (observation.weights, observation.transfer) = (fresh.weights, None);
+            }
+            observation.credentials = fresh.credentials;
+            (observation.failures, observation.failure, observation.restarts) = (0, None, 0);
+        }
+        self.spec = Some(spec);
+    }
+}

@@ -12,11 +12,24 @@ use crate::{Access, Origin, ResolveError};
 const FIRST_SHARD: u64 = 1 << 20;
 const OTHER_SHARD: u64 = 256 << 10;
 
+/// What all headers but the first may take together, in bytes: thousands of times what those of real models do.
+const ALL_OTHERS: u64 = 192 << 20;
+
+/// The most that is read of one header, in bytes, where a model has this many files.
+pub(crate) fn limit(first: bool, files: usize) -> u64 {
+    if first {
+        return MAX_HEADER_BYTES;
+    }
+    let others = files.saturating_sub(1).max(1) as u64;
+    (ALL_OTHERS / others).max(OTHER_SHARD)
+}
+
 /// Reads the header of a file, and learns how long the file is. Asks for twice as much as long as the header goes on.
 pub(crate) async fn read(
     origin: &Origin,
     name: &str,
     first: bool,
+    limit: u64,
     access: &Access,
 ) -> Result<Header, ResolveError> {
     let mut prefix = Vec::new();
@@ -36,7 +49,10 @@ pub(crate) async fn read(
         match parsed {
             Ok(header) => return Ok(header),
             Err(GgufError::Incomplete { needed }) => {
-                wanted = needed.max(2 * prefix.len() as u64).min(MAX_HEADER_BYTES).min(whole);
+                if needed > limit {
+                    return Err(ResolveError::HugeHeader { name: name.to_owned(), limit });
+                }
+                wanted = needed.max(2 * prefix.len() as u64).min(limit).min(whole);
             }
             Err(source) => return Err(ResolveError::Header { name: name.to_owned(), source }),
         }
@@ -62,4 +78,18 @@ async fn part(
     // A body ends where it should, so this is no more than was asked for.
     let block = body.collect(range.end - range.start).await?.unwrap_or_default();
     Ok((block, whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_headers_together_are_bounded() {
+        for files in [1, 2, 13, 1024] {
+            let all = limit(true, files) + (files as u64 - 1) * limit(false, files);
+            assert!(all <= 512 << 20, "{files} files: {all} bytes");
+            assert!(limit(false, files) >= OTHER_SHARD);
+        }
+    }
 }

@@ -75,6 +75,16 @@ pub enum ResolveError {
         /// What is wrong with it.
         source: GgufError,
     },
+    /// A header that is larger than those of real models.
+    #[error(
+        "the header of `{name}` goes on after {limit} bytes, more than any real one has: the file is broken"
+    )]
+    HugeHeader {
+        /// Which file.
+        name: String,
+        /// The bound, in bytes.
+        limit: u64,
+    },
     /// Its place doesn't say how long a file is.
     #[error("the server doesn't say how long `{0}` is: it must answer range requests with a Content-Range")]
     NoLength(String),
@@ -136,7 +146,10 @@ pub async fn resolve(
         (as_listed(listed)?, BTreeMap::new())
     };
     let reads = picked.iter().enumerate();
-    let reads = reads.map(|(index, file)| header::read(&origin, &file.name, index == 0, access));
+    let reads = reads.map(|(index, file)| {
+        let limit = header::limit(index == 0, picked.len());
+        header::read(&origin, &file.name, index == 0, limit, access)
+    });
     let headers: Vec<Header> =
         stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await?;
     let files = picked.into_iter().zip(&headers).map(|(file, header)| {

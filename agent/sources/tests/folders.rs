@@ -60,6 +60,21 @@ async fn a_header_larger_than_the_first_request_is_read_in_steps() {
 }
 
 #[tokio::test]
+async fn shards_that_are_all_header_are_refused() {
+    // A thousand shards, one of which claims a string that fills its megabyte.
+    let mut writer = Writer::new();
+    writer.set("general.name", "x".repeat(1 << 20)).tensor("t", &[4], GgmlType::F32, vec![0; 16]);
+    let (small, large) = (gguf(1), writer.finish().unwrap());
+    let names: Vec<String> = (1..=1000).map(|n| format!("m-Q8_0-{n:05}-of-01000.gguf")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &small[..])).collect();
+    let dir = folder(&files);
+    assert_eq!(found(dir.path(), "Q8_0").await.unwrap().headers.len(), 1000);
+    fs::write(dir.path().join(&names[500]), large).unwrap();
+    let error = found(dir.path(), "Q8_0").await.unwrap_err();
+    assert!(matches!(&error, ResolveError::HugeHeader { name, .. } if *name == names[500]), "{error:?}");
+}
+
+#[tokio::test]
 async fn shards_keep_their_order() {
     let names = ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf"];
     let dir = folder(&[(names[1], &gguf(2)), (names[0], &gguf(1))]);

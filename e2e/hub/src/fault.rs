@@ -8,7 +8,8 @@ use rand::{RngExt, SeedableRng};
 
 use crate::{Door, lock};
 
-/// What goes wrong with one request.
+/// What goes wrong with one request. Where a hub or registry answers by itself, with a list or a redirect, only statuses and
+/// redirects act, and [`Fault::OtherCommit`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
     /// Nothing: for scripts in which a later request goes wrong.

@@ -13,8 +13,11 @@ pub(super) const TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.index.v1+json;q=0.5, \
     application/vnd.docker.distribution.manifest.list.v2+json;q=0.5";
 /// What layers with a model are called by those who publish them, where their file's name doesn't say it.
-const MODELS: [&str; 3] =
-    ["application/vnd.docker.ai.gguf.v3", "application/vnd.ollama.image.model", "application/vnd.gguf"];
+const MODELS: [&str; 3] = [
+    "application/vnd.docker.ai.gguf.v3",
+    "application/vnd.docker.ai.model.file.v1+gguf",
+    "application/vnd.ollama.image.model",
+];
 /// Annotations that hold a file's name.
 const NAMES: [&str; 2] = ["org.opencontainers.image.title", "org.cncf.model.filepath"];
 const MOST_LAYERS: usize = 4096;
@@ -108,10 +111,10 @@ mod tests {
         let titled = layer("application/octet-stream", Some("Q8_0/tiny-Q8_0.gguf"));
         let read_me = layer("application/octet-stream", Some("README.md"));
         assert_eq!(names(&manifest(&[tar.clone(), titled, read_me])).unwrap(), ["Q8_0/tiny-Q8_0.gguf"]);
-        assert_eq!(names(&manifest(&[layer(MODELS[1], None), tar])).unwrap(), ["model.gguf"]);
+        assert_eq!(names(&manifest(&[layer(MODELS[2], None), tar])).unwrap(), ["model.gguf"]);
         let two = manifest(&[layer(MODELS[0], None), layer(MODELS[0], Some("../x.gguf"))]);
         assert_eq!(names(&two).unwrap(), ["model-00001-of-00002.gguf", "model-00002-of-00002.gguf"]);
-        assert!(is_unnamed(&two) && is_unnamed(&manifest(&[layer(MODELS[1], None)])));
+        assert!(is_unnamed(&two) && is_unnamed(&manifest(&[layer(MODELS[2], None)])));
         assert!(!is_unnamed(&manifest(&[layer("x", Some("a.gguf"))])) && !is_unnamed(&manifest(&[])));
         let nulls = r#"{"layers":[{"mediaType":"x","digest":"DIGEST","size":7,"annotations":null}]}"#;
         assert!(names(nulls).unwrap().is_empty());

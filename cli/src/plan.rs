@@ -127,7 +127,14 @@ async fn of_cluster(connect: &impl Fn() -> Result<Connection>) -> Result<Fleet> 
     if hosts.is_empty() {
         bail!("the cluster has no hosts yet: name some with --hosts, such as --hosts examples/hosts/");
     }
-    let hosts = hosts.into_iter().map(serde_json::from_value).collect::<Result<_, _>>();
+    // Read leniently: an operator that is newer than this program may say more of them.
+    let hosts = hosts.into_iter().map(|mut host| {
+        if host["spec"].is_null() {
+            host["spec"] = serde_json::json!({});
+        }
+        serde_json::from_value(host)
+    });
+    let hosts = hosts.collect::<Result<_, _>>();
     Ok(Fleet {
         name: "cluster".to_owned(),
         hosts: hosts.context("the operator sent a host that can't be read")?,

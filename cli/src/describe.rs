@@ -66,6 +66,11 @@ fn deployment(object: &Value) -> Vec<(&'static str, String)> {
     if pinned == text(object, &["spec", "model", "source"]) {
         pinned.clear();
     }
+    let reference = &spec["model"]["credentials"]["secretRef"];
+    let secret = match (text(reference, &["name"]), text(reference, &["key"])) {
+        ("", _) => String::new(),
+        (name, key) => format!("{name}/{key}"),
+    };
     let failures = spec["redundancy"]["hostFailures"].as_u64().unwrap_or(0);
     let copies = match text(status, &["ready"]) {
         "" => String::new(),
@@ -75,6 +80,7 @@ fn deployment(object: &Value) -> Vec<(&'static str, String)> {
         ("Model", said(&["spec", "model", "name"])),
         ("Source", said(&["spec", "model", "source"])),
         ("Pinned", pinned),
+        ("Secret", secret),
         ("Revision", said(&["status", "model", "revision"])),
         ("Quant", said(&["spec", "quant"])),
         ("Context", context),
@@ -252,7 +258,8 @@ mod tests {
     fn a_deployment_tells_what_is_wrong_before_the_details() {
         let object = json!({
             "metadata": {"name": "kimi", "namespace": "llm", "creationTimestamp": "2026-01-01T00:00:00Z"},
-            "spec": {"model": {"name": "kimi-k2.5", "source": "https://models/kimi/"}, "quant": "UD-Q2_K_XL",
+            "spec": {"model": {"name": "kimi-k2.5", "source": "https://models/kimi/",
+                "credentials": {"secretRef": {"name": "hub", "key": "token"}}}, "quant": "UD-Q2_K_XL",
                 "context": {"tokens": 98304, "poolTokens": 196_608}, "redundancy": {"hostFailures": 1}, "replicas": 1},
             "status": {"copies": 2, "readyCopies": 1, "ready": "1/2", "cover": "None",
                 "model": {"source": "https://models/kimi/@0123abc", "revision": "sha256:77"},
@@ -271,6 +278,7 @@ Age:          60s
 Model:        kimi-k2.5
 Source:       https://models/kimi/
 Pinned:       https://models/kimi/@0123abc
+Secret:       hub/token
 Revision:     sha256:77
 Quant:        UD-Q2_K_XL
 Context:      98304 tokens a sequence, 196608 in all

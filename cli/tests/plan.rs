@@ -102,6 +102,27 @@ fn without_hosts_and_without_a_cluster_it_says_where_hosts_come_from() {
     assert!(message.contains("--hosts examples/hosts/"), "{message}");
 }
 
+/// Experts in Q4_0 and all else in Q8_0, which this release computes: it runs where main memory takes it.
+#[test]
+fn a_flagship_that_this_release_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kimi.yaml");
+    let manifest =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/kimi.yaml")).unwrap();
+    let manifest = manifest.replace("Kimi-K2.5-GGUF", "Kimi-K2.6-GGUF").replace("UD-Q2_K_XL ", "UD-Q4_K_XL ");
+    std::fs::write(&path, manifest).unwrap();
+    let path = path.to_str().unwrap();
+    insta::assert_snapshot!(said(&[
+        "plan",
+        "-f",
+        path,
+        "--hosts",
+        "examples/hosts/",
+        "--offline",
+        "--explain"
+    ]));
+}
+
 /// Headers that are here are exact, and what this release computes runs on its CPU.
 #[test]
 fn the_tiny_model_is_sized_from_its_own_headers() {

@@ -27,6 +27,7 @@ pub fn rules_of_thumb(
     notes.extend(latent(facts, spec, need));
     notes.extend(together(need, fleets));
     notes.extend(four_fifths(fleets));
+    notes.extend(wired(fleets));
     notes.push(format!(
         "\"Twice the file on disk\": not here. A download is written in its place and hashed while it comes, so the disk \
          needs the files once, {}.",
@@ -73,6 +74,19 @@ fn together(need: &Need, fleets: &[Fleet]) -> Option<String> {
         human(vram),
         human(ram.saturating_add(vram)),
         human(need.total_bytes)
+    ))
+}
+
+/// What macOS lets a GPU have.
+fn wired(fleets: &[Fleet]) -> Option<String> {
+    let mut devices = fleets.iter().flat_map(|fleet| &fleet.hosts).flat_map(hosts::devices);
+    let device = devices.find(|d| d.kind == DeviceKind::Metal && d.available_bytes < d.memory_bytes)?;
+    Some(format!(
+        "Metal on {}: {} of {} is what macOS lets the GPU wire as long as nobody raises `iogpu.wired_limit_mb`; what the host \
+         then reports is what counts. Its CPU and its GPU share one memory: the two rows are not added up.",
+        device.name,
+        human(device.available_bytes),
+        human(device.memory_bytes)
     ))
 }
 

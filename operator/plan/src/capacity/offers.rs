@@ -11,6 +11,9 @@ const STEP: u64 = 1024;
 /// No shorter context is offered: nobody would want it.
 const LEAST_CONTEXT: u64 = 4096;
 
+/// Nobody joins more machines to one copy.
+const MOST_HOSTS: usize = 16;
+
 /// One way out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -59,11 +62,12 @@ pub(super) fn offers(
             return offers;
         }
         offers.extend(fewer_tokens(facts, question, need, option.room_bytes));
-        offers.extend(smaller_quant(facts, question, need, option.room_bytes));
-        offers.extend(sharded(question, need, fleet, option.device));
-        if offers.is_empty() {
-            offers.push(nothing(facts));
+        match smaller_quant(facts, question, need, option.room_bytes) {
+            Some(smaller) => offers.push(smaller),
+            None if offers.is_empty() => offers.push(nothing(facts)),
+            None => {}
         }
+        offers.extend(sharded(question, need, fleet, option.device));
         return offers;
     }
     if option.hosts_missing > 0 {
@@ -200,7 +204,12 @@ fn sharded(question: &Question<'_>, need: &Need, fleet: &Fleet, kind: DeviceKind
         .iter()
         .map(|host| rooms(host).iter().map(|room| room.saturating_sub(need.arena_bytes)).sum())
         .collect();
+    let roomiest = whole.iter().copied().max().unwrap_or(0);
     whole.iter_mut().for_each(|room| *room = room.saturating_add(need.arena_bytes));
-    let last = count(&mut whole)?;
-    Some(over(last + 1, format!("{} hosts", last + 1)))
+    if let Some(last) = count(&mut whole) {
+        return Some(over(last + 1, format!("{} hosts", last + 1)));
+    }
+    // More of them than there are.
+    let hosts = usize::try_from(parts.div_ceil(roomiest.max(1))).ok().filter(|hosts| *hosts <= MOST_HOSTS)?;
+    Some(over(hosts, format!("{hosts} such hosts")))
 }

@@ -22,6 +22,8 @@ pub(crate) struct Supply {
     allowed: Vec<String>,
     /// `FROM=TO`, in the order to try.
     mirrors: Vec<String>,
+    /// Of S3 stores; empty: what this agent would take by itself.
+    s3_region: String,
 }
 
 impl Supply {
@@ -43,6 +45,11 @@ impl Supply {
         }
         for mirror in &self.mirrors {
             access = access.mirrored(mirror).map_err(|error| format!("the list of mirrors: {error}"))?;
+        }
+        if !self.s3_region.is_empty() {
+            access = access
+                .s3(None, &self.s3_region)
+                .map_err(|error| format!("the region of S3 stores: {error}"))?;
         }
         Ok(access)
     }
@@ -68,6 +75,7 @@ impl From<api::Supply> for Supply {
             peers: said.peers,
             allowed: said.allowed_sources,
             mirrors: said.mirrors,
+            s3_region: said.s3_region,
         }
     }
 }
@@ -80,6 +88,7 @@ impl fmt::Debug for Supply {
             .field("peers", &self.peers.iter().map(|peer| &peer.host).collect::<Vec<_>>())
             .field("allowed", &self.allowed)
             .field("mirrors", &self.mirrors)
+            .field("s3_region", &self.s3_region)
             .finish()
     }
 }
@@ -120,5 +129,11 @@ mod tests {
         assert!(only.allows(&"hf://other/r".parse().unwrap()).is_err());
         assert!(access(&["nonsense"], &[]).unwrap_err().contains("allowed sources"));
         assert!(access(&[], &["nonsense"]).unwrap_err().contains("mirrors"));
+        let region = |region: &str| {
+            let said = api::Supply { s3_region: region.to_owned(), ..api::Supply::default() };
+            Supply::from(said).access(&Access::default())
+        };
+        assert!(region("eu-west-1").is_ok());
+        assert!(region("not a region").unwrap_err().contains("region of S3"));
     }
 }

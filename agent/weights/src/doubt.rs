@@ -162,9 +162,13 @@ impl Doubt<'_> {
         };
         let mut delays = self.order.access.backoff().build();
         loop {
-            match (once().await, delays.next()) {
-                (Err(error), Some(delay)) if error.is_transient() => sleep(delay).await,
-                (result, _) => return result,
+            let error = match once().await {
+                Err(error) if error.is_transient() => error,
+                result => return result,
+            };
+            match error.wait(delays.next()) {
+                Some(delay) => sleep(delay).await,
+                None => return Err(error),
             }
         }
     }

@@ -326,11 +326,6 @@ impl<'a> Download<'a> {
     fn failed_source(&mut self, piece: u32, error: PieceError, now: Instant) {
         let name = || self.order.file.name.clone();
         let error = match error {
-            PieceError::Source(TransferError::Status { status, .. }) if status.as_u16() == 200 => {
-                self.whole_only = true;
-                self.missing.insert(piece);
-                return;
-            }
             PieceError::Source(error) => FetchError::Source(error),
             PieceError::WrongLength => {
                 FetchError::WrongLength { name: name(), expected: self.order.file.bytes }
@@ -338,7 +333,7 @@ impl<'a> Download<'a> {
             _ => FetchError::Stalled { name: name() },
         };
         let delays = self.delays.entry(piece).or_insert_with(|| self.order.access.backoff().build());
-        let delay = if error.is_transient() { delays.next() } else { None };
+        let delay = if error.is_transient() { error.wait(delays.next()) } else { None };
         match delay {
             Some(delay) => {
                 tracing::debug!(
@@ -348,6 +343,10 @@ impl<'a> Download<'a> {
                     "a piece is asked for again"
                 );
                 self.resting.insert(piece, now + delay);
+            }
+            None if matches!(error, FetchError::Source(TransferError::WholeInsteadOfRange(_))) => {
+                self.whole_only = true;
+                self.missing.insert(piece);
             }
             None => {
                 self.missing.insert(piece);
@@ -410,7 +409,7 @@ impl<'a> Download<'a> {
                 }
                 _ => FetchError::Stalled { name: name() },
             };
-            match delays.next().filter(|_| error.is_transient()) {
+            match error.wait(delays.next()).filter(|_| error.is_transient()) {
                 Some(delay) => tokio::time::sleep(delay).await,
                 None => return Err(error),
             }

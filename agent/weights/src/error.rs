@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tandem_sources::{Sha256Hex, TransferError};
 use thiserror::Error;
@@ -137,6 +138,14 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// How long to wait before the next try; see [`TransferError::wait`].
+    pub(crate) fn wait(&self, planned: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::Source(error) => error.wait(planned),
+            _ => planned,
+        }
+    }
+
     /// Whether the next try may go better without anybody changing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -103,6 +103,25 @@ async fn faults_cost_their_pieces_and_never_get_further_than_the_hash() {
 }
 
 #[tokio::test]
+async fn a_source_that_gives_no_ranges_is_read_in_one_go() {
+    let site = Site::start().await;
+    site.hub.always(Door::Web, NAME, Fault::Whole);
+    let (whole, _) = site.fetched().await;
+    assert!(whole.unwrap() == bytes());
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_patience_gets_it() {
+    let site = Site::start().await;
+    site.hub.misbehave(Door::Web, NAME, [Fault::TooMany { retry_after: 1 }]);
+    let began = std::time::Instant::now();
+    let (whole, _) = site.fetched().await;
+    assert!(whole.unwrap() == bytes());
+    // By itself it would have asked again after 20 ms.
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_source_with_other_bytes_is_refused_and_one_without_the_file_named() {
     let site = Site::start().await;
     site.hub.always(Door::Web, NAME, Fault::Flip { at: 777_777 });

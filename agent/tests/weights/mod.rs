@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use tandem_control_api::models_reply::Said;
 use tandem_control_api::models_request::Ask;
+use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
-    Credential, ModelFile, ModelsImport, ModelsList, ModelsPrune, ModelsPull, ModelsVerify, StoredFile,
-    Supply, WeightLink, WeightPeer,
+    Credential, ModelFile, ModelsImport, ModelsList, ModelsPrune, ModelsPull, ModelsRequest, ModelsVerify,
+    OperatorMessage, StoredFile, Supply, WeightLink, WeightPeer,
 };
 use tandem_crds::WorkloadState::{Failed, Fetching, Ready};
 use tandem_crds::{InferenceHostSpec, InferenceHostStatus, WorkloadSpec, WorkloadStatus};
@@ -322,6 +323,47 @@ fn flip_a_byte(path: &std::path::Path) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn requests_about_models_are_few_at_once_and_end_when_nobody_reads() {
+    let mut cluster = Cluster::start().await;
+    cluster.order(1, 1, vec![]).await;
+    cluster.start_agent_with(&["--download-limit", "64KiB"]);
+    cluster.hellos(1).await;
+    let slow = cluster.workload_of("x", "slow-Q8_0.gguf", &content(10, 4 * MEBIBYTE));
+    let files: Vec<ModelFile> = slow
+        .files
+        .iter()
+        .map(|file| ModelFile { name: file.name.clone(), sha256: file.sha256.clone(), bytes: file.bytes })
+        .collect();
+    let pull = |request: &str| {
+        let pull = ModelsPull { source: slow.source.clone(), files: files.clone(), ..ModelsPull::default() };
+        let ask = Some(Ask::Pull(pull));
+        let request = ModelsRequest { request: request.to_owned(), hosts: vec![], ask };
+        OperatorMessage { message: Some(Down::Models(request)) }
+    };
+    for request in ["a", "b", "c", "d", "e"] {
+        cluster.say(pull(request)).await;
+    }
+    let refused = timeout(LIMIT, async {
+        loop {
+            let reply = cluster.models.recv().await.unwrap();
+            if let Some(Said::Error(why)) = reply.said {
+                return (reply.request, why, reply.end);
+            }
+        }
+    });
+    let (request, why, end) = refused.await.unwrap();
+    assert!(request == "e" && end && why.contains("4 such requests already"), "{request}: {why}");
+    // One of them ends, and there is a place again.
+    cluster.say(OperatorMessage { message: Some(Down::EndModels("a".to_owned())) }).await;
+    assert_eq!(error(&cluster.ask(Ask::List(ModelsList {})).await), None);
+    // Nothing of it comes any more: what comes after the list's end is of the others.
+    for _ in 0..6 {
+        let reply = timeout(LIMIT, cluster.models.recv()).await.unwrap().unwrap();
+        assert_ne!(reply.request, "a");
+    }
 }
 
 #[tokio::test]

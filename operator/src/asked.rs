@@ -31,6 +31,8 @@ struct Question {
     /// Hosts that have not ended their part yet.
     hosts: BTreeSet<String>,
     replies: mpsc::Sender<ModelsReply>,
+    /// Digests of files that the hosts are asked to fetch.
+    files: BTreeSet<String>,
     /// Replies that found no room since the last one that did.
     missed: u64,
 }
@@ -80,7 +82,9 @@ impl Asked {
         }
         inner.opened += 1;
         let request = format!("models-{}", inner.opened);
-        inner.questions.insert(request.clone(), Question { hosts, replies, missed: 0 });
+        inner
+            .questions
+            .insert(request.clone(), Question { hosts, replies, files: BTreeSet::new(), missed: 0 });
         Some((request, receiver))
     }
 
@@ -104,6 +108,24 @@ impl Asked {
             }
         }
         true
+    }
+
+    /// The hosts of this question are asked to fetch these files.
+    pub(crate) fn want(&self, request: &str, digests: impl Iterator<Item = String>) {
+        if let Some(question) = self.lock().questions.get_mut(request) {
+            question.files.extend(digests);
+        }
+    }
+
+    /// By host, digests of the files that it was asked to fetch and has not ended with.
+    pub(crate) fn wanted(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut wanted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for question in self.lock().questions.values().filter(|question| !question.files.is_empty()) {
+            for host in &question.hosts {
+                wanted.entry(host.clone()).or_default().extend(question.files.iter().cloned());
+            }
+        }
+        wanted
     }
 
     /// Ends a host's part of a question with an error.
@@ -217,7 +239,9 @@ mod tests {
     async fn who_listens_no_more_is_told_to_the_hosts_that_still_work() {
         let asked = Asked::default();
         let (request, replies) = asked.open(hosts(&["a", "b"])).unwrap();
+        asked.want(&request, ["f".to_owned()].into_iter());
         asked.pass("a", reply(&request, note("done"), true));
+        assert_eq!(asked.wanted(), BTreeMap::from([("b".to_owned(), hosts(&["f"]))]));
         drop(replies);
         assert!(!asked.pass("b", reply(&request, note("x"), false)));
         assert_eq!(asked.close(&request), hosts(&["b"]));

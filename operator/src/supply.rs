@@ -23,7 +23,7 @@ pub(crate) fn publish(
     credentials: &BTreeMap<DeploymentRef, Found>,
 ) {
     let hosts: Vec<InferenceHost> = hosts.iter().map(|host| with(host, planned)).collect();
-    let mut peers = tandem_plan::supply::peers(&hosts, presence);
+    let mut peers = tandem_plan::supply::peers(&hosts, presence, &cluster.asked.wanted());
     let mut supplies = BTreeMap::new();
     for host in &hosts {
         let Some(name) = &host.metadata.name else { continue };

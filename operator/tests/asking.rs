@@ -13,8 +13,9 @@ use tandem_control_api::{
     AgentMessage, ModelsImport, ModelsList, ModelsProgress, ModelsPrune, ModelsPull, ModelsReply,
     ModelsRequest, ModelsVerify, SetSecretRequest, StoredFile, agent_message,
 };
+use tandem_operator::Timing;
 use tonic::Code;
-use world::{Host, World, within};
+use world::{Host, World, impatient, within};
 
 const VALUE: &str = "hf_s3cr3t";
 
@@ -116,6 +117,32 @@ async fn a_pull_carries_files_and_secret_and_ends_when_nobody_listens() {
     // What comes late is answered with the same.
     reply(&host, &request.request, Said::Note("still here".into()), false).await;
     assert_eq!(ended(&mut host).await, request.request);
+}
+
+#[tokio::test]
+async fn hosts_that_pull_the_same_model_are_told_of_each_other() {
+    let timing = Timing { silent_after: std::time::Duration::from_secs(60), ..impatient() };
+    let world = World::start_with(timing).await;
+    let (mut a, mut b) = (world.host("a").await, world.host("b").await);
+    let mut status = world::report(1 << 30);
+    status["weights"] = serde_json::json!({"port": 7600, "usedBytes": 0, "files": []});
+    a.report(&status).await;
+    b.report(&status).await;
+    let pull = ModelsPull { source: world.source(), quant: "F32".into(), ..ModelsPull::default() };
+    let replies = world.fleet().models(asking(Ask::Pull(pull), &["a", "b"])).await.unwrap().into_inner();
+    for (host, other) in [(&mut a, "b"), (&mut b, "a")] {
+        within("a peer", async {
+            loop {
+                if let Some(Down::Supply(supply)) = host.next().await.unwrap()
+                    && supply.peers.iter().any(|peer| peer.host == other)
+                {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+    drop(replies);
 }
 
 #[tokio::test]

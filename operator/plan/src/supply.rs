@@ -35,7 +35,8 @@ pub struct Path {
     pub address: String,
 }
 
-/// The peers of every known host that has any.
+/// The peers of every known host that has any. `asked` are digests of files that hosts were asked to fetch beside those of
+/// their workloads.
 ///
 /// Two hosts are peers when both are known, the other serves weights, and a file that one of them keeps or wants is kept or
 /// wanted by the other. Of more than [`MAX_PEERS`], those stay that have what the host lacks, then those on faster networks,
@@ -44,8 +45,9 @@ pub struct Path {
 pub fn peers(
     hosts: &[InferenceHost],
     observed: &BTreeMap<String, HostObservation>,
+    asked: &BTreeMap<String, BTreeSet<String>>,
 ) -> BTreeMap<String, Vec<Peer>> {
-    let mut known: Vec<Known> = hosts.iter().filter_map(|host| Known::of(host, observed)).collect();
+    let mut known: Vec<Known> = hosts.iter().filter_map(|host| Known::of(host, observed, asked)).collect();
     known.sort_by_key(|host| host.name);
     let mut peers = BTreeMap::new();
     for (index, asking) in known.iter().enumerate() {
@@ -72,16 +74,22 @@ struct Known<'a> {
     status: &'a InferenceHostStatus,
     /// Files on its disk.
     has: BTreeSet<&'a str>,
-    /// Files of its workloads.
+    /// Files of its workloads, and those that it was asked to fetch.
     wants: BTreeSet<&'a str>,
 }
 
 impl<'a> Known<'a> {
-    fn of(host: &'a InferenceHost, observed: &'a BTreeMap<String, HostObservation>) -> Option<Self> {
+    fn of(
+        host: &'a InferenceHost,
+        observed: &'a BTreeMap<String, HostObservation>,
+        asked: &'a BTreeMap<String, BTreeSet<String>>,
+    ) -> Option<Self> {
         let name = host.metadata.name.as_deref()?;
         let HostObservation::Known(status) = observed.get(name)? else { return None };
         let has = status.weights.iter().flat_map(|weights| &weights.files).map(String::as_str).collect();
-        Some(Self { name, status, has, wants: wants(&host.spec) })
+        let mut wants = wants(&host.spec);
+        wants.extend(asked.get(name).into_iter().flatten().map(String::as_str));
+        Some(Self { name, status, has, wants })
     }
 
     fn shares(&self, other: &Self) -> bool {
@@ -187,7 +195,7 @@ mod tests {
             statuses.iter().map(|(name, _)| InferenceHost::new(name, InferenceHostSpec::default())).collect();
         let observed =
             statuses.into_iter().map(|(name, status)| (name, HostObservation::Known(Box::new(status))));
-        peers(&hosts, &observed.collect())
+        peers(&hosts, &observed.collect(), &BTreeMap::new())
     }
 
     fn links(peers: &[Peer]) -> Vec<(&str, u32)> {
@@ -251,11 +259,15 @@ mod tests {
             .map(|(name, status)| (name.to_owned(), HostObservation::Known(Box::new(status))))
             .collect();
         observed.insert("silent".to_owned(), HostObservation::Unknown { since: Timestamp::UNIX_EPOCH });
-        let told = peers(&hosts, &observed);
+        let told = peers(&hosts, &observed, &BTreeMap::new());
         let names = |host: &str| -> Vec<&str> { told[host].iter().map(|peer| peer.host.as_str()).collect() };
         assert_eq!(names("a"), ["b"]);
         assert_eq!(names("mute"), ["a", "b"], "it can fetch, though it can't serve");
         assert!(!told.contains_key("c") && !told.contains_key("silent"));
+        let asked = BTreeMap::from([("c".to_owned(), BTreeSet::from(["g".to_owned()]))]);
+        let told = peers(&hosts, &observed, &asked);
+        assert_eq!((told["c"].len(), told["c"][0].host.as_str()), (1, "b"), "it was asked to fetch g");
+        assert!(told["b"].iter().any(|peer| peer.host == "c"));
     }
 
     #[test]
@@ -268,7 +280,7 @@ mod tests {
         hosts[0].spec.workloads.push(workload("wanted"));
         let observed =
             statuses.into_iter().map(|(name, status)| (name, HostObservation::Known(Box::new(status))));
-        let told = peers(&hosts, &observed.collect());
+        let told = peers(&hosts, &observed.collect(), &BTreeMap::new());
         let names: Vec<&str> = told["h00"].iter().map(|peer| peer.host.as_str()).collect();
         assert_eq!((names.len(), names[0], names[1]), (MAX_PEERS, "h39", "h01"));
         assert_eq!(told["h30"][0].host, "h31", "each starts with those that follow it");
@@ -352,9 +364,9 @@ mod tests {
         #[test]
         fn peers_are_mutual_and_bounded(drawn in prop::collection::vec(drawn(), 0..40)) {
             let (hosts, observed) = world(&drawn);
-            let told = peers(&hosts, &observed);
+            let told = peers(&hosts, &observed, &BTreeMap::new());
             let reversed: Vec<InferenceHost> = hosts.iter().rev().cloned().collect();
-            prop_assert_eq!(&told, &peers(&reversed, &observed));
+            prop_assert_eq!(&told, &peers(&reversed, &observed, &BTreeMap::new()));
             for (name, peers) in &told {
                 prop_assert!(peers.len() <= MAX_PEERS && peers.iter().all(|peer| peer.host != *name));
                 let mut names: Vec<&str> = peers.iter().map(|peer| peer.host.as_str()).collect();

@@ -110,7 +110,12 @@ fn check(question: &Ask, hosts: usize) -> Result<(), &'static str> {
 async fn tell(cluster: Arc<Cluster>, id: String, hosts: BTreeSet<String>, question: Ask) {
     let question = match question {
         Ask::Pull(pull) => match complete(&cluster, pull).await {
-            Ok(pull) => Ask::Pull(pull),
+            Ok(pull) => {
+                // So that they fetch from each other what one of them has.
+                cluster.asked.want(&id, pull.files.iter().map(|file| file.sha256.clone()));
+                cluster.wake.notify_one();
+                Ask::Pull(pull)
+            }
             Err(sentence) => {
                 return hosts.iter().for_each(|host| cluster.asked.fail(&id, host, &sentence));
             }

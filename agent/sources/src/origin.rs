@@ -264,8 +264,8 @@ async fn sums(body: Result<Body, TransferError>) -> Result<Listing, TransferErro
 /// What `base` is on a mirror of `from`.
 fn moved(base: &Url, from: &str, to: &Url) -> Url {
     let rest = base.as_str().strip_prefix(from).unwrap_or_default();
-    // A mirror of all of https:// keeps the hosts as folders.
-    to.join(rest.trim_start_matches('/')).unwrap_or_else(|_| to.clone())
+    // A mirror of all of https:// keeps the hosts as folders. Put together as text: a host with a port reads like a scheme.
+    Url::parse(&format!("{to}{}", rest.trim_start_matches('/'))).unwrap_or_else(|_| to.clone())
 }
 
 /// A URL below a base whose path ends with `/`.
@@ -315,6 +315,10 @@ mod tests {
         assert_eq!(
             moved("https://a.example/x/", "https://", "https://b.example/"),
             "https://b.example/a.example/x/"
+        );
+        assert_eq!(
+            moved("https://a.example:8443/x/", "https://", "https://b.example/z/"),
+            "https://b.example/z/a.example:8443/x/"
         );
     }
 }

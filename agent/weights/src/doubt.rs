@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::Digest;
-use crate::download::{Source, open};
+use crate::download::{Source, open, write_down};
 use crate::error::FetchError;
 use crate::fetch::{Fetcher, Order, follow};
 use crate::hash::Follower;
@@ -53,12 +53,14 @@ impl Doubt<'_> {
     /// Replaces the pieces that other hosts have otherwise.
     async fn with_the_others(&self, mut found: Sha256Hex) -> Result<Sha256Hex, FetchError> {
         let Some(dials) = &self.fetcher.shared().dials else { return Ok(found) };
+        let fresh = Source::new(OnceCell::new());
         let peers: Vec<_> = self.order.peers.borrow().clone();
         for peer in peers.into_iter().filter(|peer| peer.host != self.order.own_host) {
             let told = watch::Sender::new(0);
             let mut news = told.subscribe();
             let (sha256, cut) = (self.partial.sha256, self.partial.cut);
-            let remote = Remote::follow(peer, sha256, cut, dials.clone(), told);
+            let remote =
+                Remote::follow(peer, (sha256, cut), dials.clone(), told, self.fetcher.store().callers());
             let answered = news.wait_for(|_| remote.state().answered);
             if timeout(FIRST_NEWS_WITHIN * 4, answered).await.is_err() {
                 continue;
@@ -79,7 +81,12 @@ impl Doubt<'_> {
             }
             tracing::warn!(host = remote.peer.host, ?suspects, "another host has these pieces otherwise");
             for piece in suspects {
-                self.replace(piece, self.ask_peer(&link, piece).await)?;
+                let came = match self.ask_peer(&link, piece).await {
+                    Ok(digest) => Ok(digest),
+                    // It may be half overwritten now.
+                    Err(_) => self.ask_source(&fresh, piece).await,
+                };
+                self.replace(piece, came).await?;
             }
             found = self.whole().await?;
             if found == self.order.file.sha256 {
@@ -98,7 +105,7 @@ impl Doubt<'_> {
             let last = first.saturating_add(at_once).min(self.partial.cut.count());
             let pieces = join_all((first..last).map(|piece| self.ask_source(&fresh, piece))).await;
             for (piece, digest) in (first..last).zip(pieces) {
-                replaced += u64::from(self.replace(piece, digest)?);
+                replaced += u64::from(self.replace(piece, digest).await?);
             }
             // Hashing the whole after every piece would cost more than the pieces when many differ.
             if replaced > 0 && replaced >= looked_at * 2 {
@@ -113,13 +120,14 @@ impl Doubt<'_> {
     }
 
     /// Whether a piece that came again is another one than before. One that did not come may be half overwritten.
-    fn replace(&self, piece: u32, came: Result<Digest, FetchError>) -> Result<bool, FetchError> {
+    async fn replace(&self, piece: u32, came: Result<Digest, FetchError>) -> Result<bool, FetchError> {
         let before = self.partial.have().digests[piece as usize];
         match came {
             Ok(digest) if before == Some(digest) => Ok(false),
             Ok(digest) => {
                 self.partial.withdraw(&[piece]);
-                self.partial.add(piece, digest)?;
+                let digest = write_down(self.partial, piece, digest).await;
+                self.partial.add(piece, digest.map_err(|error| self.failed(error))?);
                 tracing::warn!(file = self.order.file.name, piece, "a piece came otherwise than before");
                 Ok(true)
             }

@@ -164,7 +164,8 @@ impl<'a> Download<'a> {
         for peer in peers {
             if peer.host != self.order.own_host && !self.remotes.contains_key(&peer.host) {
                 let (sha256, cut) = (self.partial.sha256, self.partial.cut);
-                let remote = Remote::follow(peer, sha256, cut, dials.clone(), self.told.clone());
+                let (told, callers) = (self.told.clone(), self.shared.store.callers());
+                let remote = Remote::follow(peer, (sha256, cut), dials.clone(), told, callers);
                 self.remotes.insert(remote.peer.host.clone(), remote);
             }
         }
@@ -246,7 +247,8 @@ impl<'a> Download<'a> {
                     part.add_source(bytes);
                     partial.receive(bytes);
                 };
-                receive(&mut Inflow::Source(body), &partial, piece, &bounds, count).await
+                let digest = receive(&mut Inflow::Source(body), &partial, piece, &bounds, count).await?;
+                write_down(&partial, piece, digest).await
             };
             let result = result.await;
             drop(permit);
@@ -255,7 +257,8 @@ impl<'a> Download<'a> {
     }
 
     fn start_at_peer(&mut self, piece: u32, host: &str, permit: OwnedSemaphorePermit) {
-        let (partial, part, bounds) = (self.partial.clone(), self.part.clone(), self.bounds());
+        let (partial, part, mut bounds) = (self.partial.clone(), self.part.clone(), self.bounds());
+        bounds.patience = bounds.patience.min(self.shared.options.peer_patience);
         let began = Instant::now();
         let mut state = self.remotes[host].state();
         state.load += 1;
@@ -269,7 +272,10 @@ impl<'a> Download<'a> {
                 let mut inflow = Inflow::Peer(response.map_err(PieceError::Peer)?);
                 let count = |bytes| part.add_peer(bytes);
                 let digest = receive(&mut inflow, &partial, piece, &bounds, count).await?;
-                if digest == announced { Ok(digest) } else { Err(PieceError::WrongPiece) }
+                if digest != announced {
+                    return Err(PieceError::WrongPiece);
+                }
+                write_down(&partial, piece, digest).await
             };
             let result = result.await;
             drop(permit);
@@ -292,7 +298,7 @@ impl<'a> Download<'a> {
                     self.seconds_per_piece =
                         if first { took } else { 0.75 * self.seconds_per_piece + 0.25 * took };
                 }
-                self.partial.add(piece, digest).map_err(|error| self.disk(error))?;
+                self.partial.add(piece, digest);
                 self.part.add_done(self.partial.cut.length(piece));
                 return Ok(());
             }
@@ -447,13 +453,25 @@ impl<'a> Download<'a> {
                 filling.push(now).await?;
                 if filling.left() == 0 {
                     let digest = sink.take().expect("it was there").finish().await?;
-                    self.partial.add(piece, digest).map_err(PieceError::Store)?;
+                    self.partial.add(piece, write_down(&self.partial, piece, digest).await?);
                     self.part.add_done(cut.length(piece));
                 }
             }
         }
         if at < cut.bytes() { Err(PieceError::Short) } else { Ok(()) }
     }
+}
+
+/// Notes a piece whose bytes are written on disk too, where a crowded one may take its time.
+pub(crate) async fn write_down(
+    partial: &Arc<Partial>,
+    piece: u32,
+    digest: crate::Digest,
+) -> Result<crate::Digest, PieceError> {
+    let partial = partial.clone();
+    let noting = tokio::task::spawn_blocking(move || partial.write_down(piece, &digest));
+    noting.await.expect("writing does not panic").map_err(PieceError::Store)?;
+    Ok(digest)
 }
 
 /// Opens the source, unless that was done before.

@@ -225,11 +225,13 @@ impl Fetcher {
         part: &Arc<Part>,
     ) -> Result<Option<PathBuf>, FetchError> {
         let (store, file) = (self.0.store.clone(), &order.file);
-        let clone =
-            |path: &Path| reflink_copy::reflink(original, path).and_then(|()| std::fs::File::open(path));
-        let Ok(made) = tempfile::Builder::new().make_in(store.partial_folder(), clone) else {
-            return Ok(None);
-        };
+        let (original, folder) = (original.to_owned(), store.partial_folder().to_owned());
+        let cloning = tokio::task::spawn_blocking(move || {
+            let clone =
+                |path: &Path| reflink_copy::reflink(&original, path).and_then(|()| std::fs::File::open(path));
+            tempfile::Builder::new().make_in(folder, clone)
+        });
+        let Ok(made) = cloning.await.expect("cloning does not panic") else { return Ok(None) };
         let made = made.into_temp_path();
         let length = std::fs::metadata(&made).map_err(crate::error::at(&made))?.len();
         if length != file.bytes {

@@ -164,17 +164,19 @@ impl Partial {
         drop(all.expect("it is never closed"));
     }
 
-    /// Notes a piece whose bytes are written.
-    pub(crate) fn add(&self, piece: u32, digest: Digest) -> Result<(), StoreError> {
-        let record = journal::record(&self.header, piece, &digest);
+    /// Writes into the journal that a piece's bytes are written. Blocks.
+    pub(crate) fn write_down(&self, piece: u32, digest: &Digest) -> Result<(), StoreError> {
+        let record = journal::record(&self.header, piece, digest);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.write_all(&record).map_err(at(&self.journal_path))?;
-        drop(journal);
+        journal.write_all(&record).map_err(at(&self.journal_path))
+    }
+
+    /// From now on the piece is here, for this host and for others.
+    pub(crate) fn add(&self, piece: u32, digest: Digest) {
         self.have.send_modify(|have| {
             have.claims.remove(&piece);
             have.add(piece, digest);
         });
-        Ok(())
     }
 
     /// Says that a piece is being fetched from the source, or is not any more.
@@ -274,6 +276,8 @@ fn read_back(
 
 /// Takes the whole file's room on disk before its first byte is fetched.
 fn reserve(store: &Store, data: &File, path: &Path, file: &ResolvedFile) -> Result<(), FetchError> {
+    // One after the other, or two would both take the same room for free.
+    let _alone = store.reserving();
     let there = data.metadata().map_err(at(path))?;
     let needed = file.bytes.saturating_sub(there.len().min(there.blocks() * 512));
     let folder = store.partial_folder();

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use tandem_pki::Credentials;
 use tandem_sources::Sha256Hex;
 use tokio::net::lookup_host;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Digest;
@@ -40,6 +41,8 @@ pub struct Link {
 
 /// How long a host waits for news before it says that there are none.
 pub(crate) const NEWS_WITHIN: Duration = Duration::from_secs(2);
+/// How long a connection may wait for its next request.
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(2);
 /// A better link than the one in use is tried again so often.
 const BETTER: Duration = Duration::from_secs(15);
@@ -115,6 +118,8 @@ impl Dials {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
+            // Less than servers keep a silent connection, or a request may meet one that ends.
+            .pool_idle_timeout(IDLE / 2)
             .resolve_to_addrs(server_name, &addresses)
             .build()
             .map_err(said)?;
@@ -282,18 +287,18 @@ impl State {
 }
 
 impl Remote {
-    /// Follows a peer until this is dropped. `told` counts up at every change.
+    /// Follows a peer until this is dropped. `told` counts up at every change. `callers` are hosts that ask here.
     pub(crate) fn follow(
         peer: Peer,
-        sha256: Sha256Hex,
-        cut: Cut,
+        (sha256, cut): (Sha256Hex, Cut),
         dials: Arc<Dials>,
         told: watch::Sender<u64>,
+        callers: broadcast::Receiver<Arc<str>>,
     ) -> Self {
         let state = Arc::new(Mutex::new(State::new(cut.count(), Instant::now())));
         let scores = scores(&sha256, cut.count(), &peer.host);
         let follower = Follower { peer: peer.clone(), sha256, cut, dials, told, state: state.clone() };
-        Self { peer, scores, state, _follows: AbortOnDropHandle::new(tokio::spawn(follower.run())) }
+        Self { peer, scores, state, _follows: AbortOnDropHandle::new(tokio::spawn(follower.run(callers))) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -311,7 +316,7 @@ struct Follower {
 }
 
 impl Follower {
-    async fn run(self) {
+    async fn run(self, mut callers: broadcast::Receiver<Arc<str>>) {
         let mut links = self.peer.links.clone();
         links.sort_by_key(|link| link.tier);
         let (mut in_use, mut since_best) = (0, Instant::now());
@@ -323,7 +328,7 @@ impl Follower {
             let Some(link) = links.get(in_use) else {
                 // None of them leads there.
                 self.note(|state| (state.answered, state.link) = (true, None));
-                sleep(pause).await;
+                self.rest(pause, &mut callers).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 (in_use, since_best) = (0, Instant::now());
                 continue;
@@ -331,7 +336,7 @@ impl Follower {
             match self.ask(link).await {
                 Ok(true) => pause = FIRST_PAUSE,
                 Ok(false) => {
-                    sleep(pause).await;
+                    self.rest(pause, &mut callers).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 Err(why) => {
@@ -345,6 +350,23 @@ impl Follower {
                     in_use += 1;
                 }
             }
+        }
+    }
+
+    /// Until it is worth asking again: the pause is over, or the peer asks for something itself.
+    async fn rest(&self, pause: Duration, callers: &mut broadcast::Receiver<Arc<str>>) {
+        let called = async {
+            loop {
+                match callers.recv().await {
+                    Ok(host) if *host != *self.peer.host => {}
+                    Ok(_) | Err(RecvError::Lagged(_)) => return,
+                    Err(RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        // Either way it is time.
+        if timeout(pause, called).await.is_ok() {
+            tracing::trace!(host = self.peer.host, "a host that calls is asked at once");
         }
     }
 

@@ -3,17 +3,18 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use axum::response::Json;
 use axum::routing::get;
+use axum::{Extension, Router};
 use futures::{TryStreamExt, stream};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -32,16 +33,15 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::partial::{Have, Partial};
-use crate::peers::{NEWS_WITHIN, News};
+use crate::peers::{IDLE, NEWS_WITHIN, News};
 use crate::pieces::Cut;
+use crate::record::Record;
 use crate::store::Store;
 
 /// Connections at once; more wait until one ends.
 const CALLERS: usize = 256;
 /// A handshake that takes longer is somebody holding a socket open.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection may wait for its next request.
-const IDLE: Duration = Duration::from_secs(60);
 /// A caller that takes no byte for so long is cut off.
 const READS_WITHIN: Duration = Duration::from_secs(30);
 /// Accept failed; most likely there are no file descriptors left.
@@ -117,11 +117,12 @@ async fn converse(socket: TcpStream, acceptor: TlsAcceptor, router: Router, _sea
         Err(_) => return tracing::debug!("a handshake was given up"),
     };
     let shown = socket.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    match shown.map(|certificate| Identity::of_certificate(certificate)) {
-        Some(Ok(Identity::Host(_))) => {}
+    let caller = match shown.map(|certificate| Identity::of_certificate(certificate)) {
+        Some(Ok(Identity::Host(name))) => Caller(name.as_str().into()),
         Some(Ok(other)) => return tracing::warn!(%other, "only hosts read weights here"),
         _ => return tracing::warn!("only hosts read weights here"),
-    }
+    };
+    let router = router.layer(Extension(caller));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
@@ -156,6 +157,10 @@ fn acceptor(credentials: &Credentials) -> Result<TlsAcceptor, String> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// The host that asks, as its certificate says.
+#[derive(Clone)]
+struct Caller(Arc<str>);
+
 #[derive(Clone)]
 struct Shared {
     store: Store,
@@ -173,10 +178,14 @@ struct Known {
 
 async fn pieces(
     State(Shared { store, .. }): State<Shared>,
+    Extension(Caller(caller)): Extension<Caller>,
     Path(sha256): Path<String>,
     Query(known): Query<Known>,
 ) -> Result<Json<News>, StatusCode> {
     let sha256: Sha256Hex = sha256.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    if known.run == 0 {
+        store.called_by(&caller);
+    }
     let wait = Duration::from_millis(known.wait).min(NEWS_WITHIN);
     let mut begins = store.news();
     let found = timeout(wait, async {
@@ -190,8 +199,8 @@ async fn pieces(
         }
     });
     match found.await.map_err(|_| StatusCode::NOT_FOUND)? {
-        There::Whole { cut, digests, .. } => {
-            let news = whole(cut, &digests, &known);
+        There::Whole { record, .. } => {
+            let news = whole(record.cut(), &record.digests, &known);
             if news.pieces.is_empty() && known.changes == news.changes {
                 sleep(wait).await;
             }
@@ -208,14 +217,14 @@ async fn pieces(
 
 /// A file that others may read from here.
 enum There {
-    Whole { path: PathBuf, cut: Cut, digests: Vec<crate::Digest> },
+    Whole { path: PathBuf, record: Arc<Record> },
     Coming(Arc<Partial>),
 }
 
 impl There {
     fn of(store: &Store, sha256: &Sha256Hex) -> Option<Self> {
         if let (Some(record), Some(path)) = (store.record(sha256), store.path_of(sha256)) {
-            return Some(Self::Whole { path, cut: record.cut(), digests: record.digests.clone() });
+            return Some(Self::Whole { path, record });
         }
         store.partial(sha256).map(Self::Coming)
     }
@@ -267,34 +276,35 @@ async fn piece(
 ) -> Result<Response<Body>, StatusCode> {
     let sha256: Sha256Hex = sha256.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     let range = range(&headers).ok_or(StatusCode::RANGE_NOT_SATISFIABLE)?;
-    let (path, cut) = match There::of(&store, &sha256).ok_or(StatusCode::NOT_FOUND)? {
-        There::Whole { path, cut, .. } => (path, cut),
-        There::Coming(partial) => {
-            if range.end > partial.cut.bytes() {
-                return Err(StatusCode::RANGE_NOT_SATISFIABLE);
-            }
-            let have = partial.have();
-            if !partial.cut.pieces_of(&range).all(|piece| have.has(piece)) {
-                return Err(StatusCode::NOT_FOUND);
-            }
-            (partial.path.clone(), partial.cut)
-        }
-    };
-    if range.end > cut.bytes() {
-        return Err(StatusCode::RANGE_NOT_SATISFIABLE);
+    let mut opened = open(&store, &sha256, &range).await?;
+    if let Err(TransferError::NotFound(_)) = opened.file {
+        // It came to its place in between.
+        opened = open(&store, &sha256, &range).await?;
     }
+    let Opened { file, cut, expected } = opened;
     store.touch(&sha256);
-    let file = File::of_file(&path, Some(range.clone())).await.map_err(|error| {
-        tracing::error!(path = %path.display(), error = &error as &dyn std::error::Error, "a piece can't be read");
-        StatusCode::INTERNAL_SERVER_ERROR
-    })?;
-    let blocks = stream::try_unfold(file, |mut file| async move {
-        let block = file.next().await?;
-        Ok::<_, TransferError>(block.map(|block| (block, file)))
-    });
-    let counted = blocks.inspect_ok(move |block| sent(block.len() as u64)).inspect_err(move |error| {
-        tracing::error!(path = %path.display(), error = error as &dyn std::error::Error, "a piece can't be read");
-    });
+    let file = file.inspect_err(complain).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    let left = range.end - range.start;
+    let blocks =
+        stream::try_unfold((file, blake3::Hasher::new(), left), move |(mut file, mut hasher, left)| {
+            let store = store.clone();
+            async move {
+                let Some(block) = file.next().await? else { return Ok(None) };
+                let left = left - block.len() as u64;
+                if let Some(expected) = expected {
+                    hasher.update(&block);
+                    if left == 0 && crate::Digest::from(hasher.finalize()) != expected {
+                        store.suspect(&sha256);
+                        return Err(TransferError::File {
+                            path: sha256.to_string().into(),
+                            source: rotten(),
+                        });
+                    }
+                }
+                Ok::<_, TransferError>(Some((block, (file, hasher, left))))
+            }
+        });
+    let counted = blocks.inspect_ok(move |block| sent(block.len() as u64)).inspect_err(complain);
     let response = Response::builder()
         .status(StatusCode::PARTIAL_CONTENT)
         .header(header::CONTENT_LENGTH, range.end - range.start)
@@ -302,6 +312,47 @@ async fn piece(
         .body(Body::from_stream(counted))
         .expect("numbers are fine in headers");
     Ok(response)
+}
+
+fn complain(error: &TransferError) {
+    tracing::error!(error = error as &dyn std::error::Error, "a piece can't be given to another host");
+}
+
+fn rotten() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "it reads otherwise than it was verified: the disk has changed it",
+    )
+}
+
+/// A file of which a range is read, and what the range must hash to when it is a piece of a verified file.
+struct Opened {
+    file: Result<File, TransferError>,
+    cut: Cut,
+    expected: Option<crate::Digest>,
+}
+
+async fn open(store: &Store, sha256: &Sha256Hex, range: &Range<u64>) -> Result<Opened, StatusCode> {
+    let within =
+        |cut: &Cut| (range.end <= cut.bytes()).then_some(()).ok_or(StatusCode::RANGE_NOT_SATISFIABLE);
+    let (path, cut, expected) = match There::of(store, sha256).ok_or(StatusCode::NOT_FOUND)? {
+        There::Whole { path, record } => {
+            let cut = record.cut();
+            within(&cut)?;
+            let piece = cut.pieces_of(range).start;
+            let expected = (cut.range(piece) == *range).then(|| record.digests[piece as usize]);
+            (path, cut, expected)
+        }
+        There::Coming(partial) => {
+            within(&partial.cut)?;
+            let have = partial.have();
+            if !partial.cut.pieces_of(range).all(|piece| have.has(piece)) {
+                return Err(StatusCode::NOT_FOUND);
+            }
+            (partial.path.clone(), partial.cut, None)
+        }
+    };
+    Ok(Opened { file: File::of_file(&path, Some(range.clone())).await, cut, expected })
 }
 
 /// `bytes=FIRST-LAST`, as other hosts ask.

@@ -8,17 +8,17 @@
 //!
 //! A file that lies elsewhere (a person's own folder) is known by its record alone, and never deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use tandem_sources::{ResolvedFile, Sha256Hex};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::error::{Changed, StoreError, VerifyError, at};
 use crate::hash::{Hashed, hash_file};
@@ -32,6 +32,8 @@ use crate::record::{BadRecord, Record, Stamp};
 const FORMAT: u32 = 1;
 /// Files of other programs that are remembered to be none that was wanted.
 const MOST_REFUTED: usize = 10_000;
+/// Calls of other hosts that a fetch may be behind with; one that is further behind looks at all hosts.
+const CALLS: usize = 64;
 /// A use is written down when the last one that was is older than this.
 const COARSELY: Duration = Duration::from_secs(15 * 60);
 
@@ -96,8 +98,14 @@ struct Inner {
     on_their_way: Mutex<BTreeMap<Sha256Hex, Weak<Partial>>>,
     /// Files of other programs that were hashed and are none of those that were wanted.
     refuted: Mutex<BTreeMap<PathBuf, (Stamp, Sha256Hex)>>,
+    /// Files of which a piece was read otherwise than it was verified, though their marks are as they were.
+    suspects: Mutex<BTreeSet<Sha256Hex>>,
+    /// Held while room for a file is taken.
+    reserving: Mutex<()>,
     /// Counts files that began to come or have come.
     news: watch::Sender<u64>,
+    /// Names of hosts that ask for a file for the first time.
+    callers: broadcast::Sender<Arc<str>>,
     /// Held while the store is open.
     _lock: Flock<File>,
 }
@@ -128,7 +136,10 @@ impl Store {
             known: RwLock::new(known),
             on_their_way: Mutex::default(),
             refuted: Mutex::default(),
+            suspects: Mutex::default(),
+            reserving: Mutex::default(),
             news: watch::Sender::new(0),
+            callers: broadcast::Sender::new(CALLS),
             _lock,
         };
         let store = Self(Arc::new(inner));
@@ -147,7 +158,7 @@ impl Store {
     pub fn path_of(&self, sha256: &Sha256Hex) -> Option<PathBuf> {
         let record = self.record(sha256)?;
         let path = self.place(&record);
-        changed(&record, &path).is_ok().then_some(path)
+        self.changed(&record, &path).is_ok().then_some(path)
     }
 
     /// Whether a file is here, whole, as it was when it was verified.
@@ -165,7 +176,7 @@ impl Store {
     /// When it is not; the sentence says how.
     pub fn unchanged(&self, sha256: &Sha256Hex) -> Result<(), Changed> {
         let record = self.record(sha256).ok_or(Changed::Unknown(*sha256))?;
-        changed(&record, &self.place(&record))
+        self.changed(&record, &self.place(&record))
     }
 
     /// Notes that a file is used now.
@@ -356,6 +367,7 @@ impl Store {
         let path = self.record_path(&record.sha256);
         record.write(&path).map_err(at(&path))?;
         sync_folder(&self.0.records)?;
+        self.suspects().remove(&record.sha256);
         self.0.known.write().unwrap_or_else(PoisonError::into_inner).insert(record.sha256, Arc::new(record));
         self.announce();
         Ok(())
@@ -368,6 +380,7 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
             _ => {}
         }
+        self.suspects().remove(sha256);
         Ok(self.0.known.write().unwrap_or_else(PoisonError::into_inner).remove(sha256))
     }
 
@@ -448,7 +461,7 @@ impl Store {
         self.announce();
     }
 
-    fn on_their_way(&self) -> std::sync::MutexGuard<'_, BTreeMap<Sha256Hex, Weak<Partial>>> {
+    fn on_their_way(&self) -> MutexGuard<'_, BTreeMap<Sha256Hex, Weak<Partial>>> {
         self.0.on_their_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -463,7 +476,7 @@ impl Store {
 
     pub(crate) fn stored(&self, record: &Record) -> StoredFile {
         let path = self.place(record);
-        let state = match changed(record, &path) {
+        let state = match self.changed(record, &path) {
             Ok(()) => FileState::Verified,
             Err(how) => FileState::Changed(how.to_string()),
         };
@@ -478,6 +491,47 @@ impl Store {
             pinned: None,
             state,
         }
+    }
+
+    fn changed(&self, record: &Record, path: &Path) -> Result<(), Changed> {
+        let differs = |how| Err(Changed::Differs { path: path.to_owned(), how });
+        match fs::metadata(path) {
+            Err(_) => Err(Changed::Gone(path.to_owned())),
+            Ok(now) => match record.stamp.difference(&Stamp::of(&now)) {
+                Some(how) => differs(how),
+                None if self.suspects().contains(&record.sha256) => {
+                    differs("a piece of it reads otherwise than it did")
+                }
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Takes a file out of use until it is hashed again, because a piece of it was read otherwise than it was verified.
+    pub(crate) fn suspect(&self, sha256: &Sha256Hex) {
+        self.suspects().insert(*sha256);
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, BTreeSet<Sha256Hex>> {
+        self.0.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be held while room is taken.
+    pub(crate) fn reserving(&self) -> MutexGuard<'_, ()> {
+        self.0.reserving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A host asks for a file for the first time: it wants one, so it may soon have something to give too.
+    pub(crate) fn called_by(&self, host: &str) {
+        // Without a fetch there is nobody who listens.
+        if self.0.callers.receiver_count() > 0 && self.0.callers.send(host.into()).is_err() {
+            tracing::trace!(host, "the fetch that would have heard of a call has just ended");
+        }
+    }
+
+    /// Hears of the hosts that call.
+    pub(crate) fn callers(&self) -> broadcast::Receiver<Arc<str>> {
+        self.0.callers.subscribe()
     }
 
     /// Removes what can be neither used nor resumed.
@@ -495,16 +549,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-}
-
-fn changed(record: &Record, path: &Path) -> Result<(), Changed> {
-    match fs::metadata(path) {
-        Err(_) => Err(Changed::Gone(path.to_owned())),
-        Ok(now) => match record.stamp.difference(&Stamp::of(&now)) {
-            Some(how) => Err(Changed::Differs { path: path.to_owned(), how }),
-            None => Ok(()),
-        },
     }
 }
 

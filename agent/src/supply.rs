@@ -32,6 +32,13 @@ impl Supply {
         self.secrets.get(&deployment.to_string()).cloned()
     }
 
+    /// Whether a deployment's source is reached in the same way as with another word.
+    pub(crate) fn reaches_like(&self, other: &Self, deployment: &DeploymentRef) -> bool {
+        let way =
+            |of: &Self| (of.secret(deployment), of.allowed.clone(), of.mirrors.clone(), of.s3_region.clone());
+        way(self) == way(other)
+    }
+
     /// How sources are reached: as this agent was told by its command line, and as the operator says.
     ///
     /// # Errors
@@ -112,6 +119,10 @@ mod tests {
         };
         assert_eq!(of("llm", "kimi").unwrap().reveal(), "hf_hush");
         assert!(of("other", "kimi").is_none() && of("llm", "kim").is_none());
+        let kimi = DeploymentRef { namespace: "llm".to_owned(), name: "kimi".to_owned() };
+        let other = DeploymentRef { namespace: "llm".to_owned(), name: "other".to_owned() };
+        let nothing = Supply::default();
+        assert!(!supply.reaches_like(&nothing, &kimi) && supply.reaches_like(&nothing, &other));
         let shown = format!("{supply:?}");
         assert!(shown.contains("llm/kimi") && !shown.contains("hush"), "{shown}");
     }

@@ -1,6 +1,7 @@
 //! A workload's files: fetched, looked at, hashed again, and mended; and what the host says of all of them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tandem_agent_core::{Amounts, Observation, Process, Transfer, Weights};
 use tandem_crds::WorkloadSpec;
@@ -16,6 +17,9 @@ use crate::session::chain;
 use crate::supply::Supply;
 use crate::worker_spec::files;
 
+/// How long after its start an agent waits for the operator's word before it fetches without.
+const HEARS_SOON: Duration = Duration::from_secs(3);
+
 /// A fetch or a look under way.
 pub(super) struct Work {
     /// Tells its end from that of one before it.
@@ -29,6 +33,8 @@ pub(super) struct Work {
 struct Brings {
     source: String,
     files: Vec<tandem_crds::ResolvedFile>,
+    /// The operator's word that it follows.
+    supply: Supply,
     progress: Progress,
     transfer: Transfer,
 }
@@ -57,6 +63,10 @@ impl Extra {
 impl Agent {
     pub(super) fn fetch(&mut self, workload: &WorkloadSpec) {
         let id = workload.id.clone();
+        if self.is_early() && !self.has_weights(workload) {
+            let why = "waits for the operator to say how sources are reached";
+            return self.weights_missing(&id, Missing::Waits(why.to_owned()));
+        }
         let (orders, credential) = match self.orders(workload) {
             Ok(orders) => orders,
             Err(why) => return self.weights_missing(&id, Missing::Failed(why)),
@@ -89,6 +99,7 @@ impl Agent {
         let brings = Brings {
             source: workload.source.clone(),
             files: workload.files.clone(),
+            supply: self.supply.borrow().clone(),
             progress,
             transfer: Transfer::default(),
         };
@@ -149,13 +160,33 @@ impl Agent {
         };
     }
 
-    /// What waits for the operator's word is tried again when there is one.
+    /// What can't come is tried again when the operator has a new word on how; what comes in another way than it says now
+    /// starts anew, with what is here already.
     pub(super) fn supplied(&mut self) {
-        for observation in self.observed.workloads.values_mut() {
-            if matches!(observation.weights, Weights::Waiting { .. }) {
-                observation.weights = Weights::Absent;
+        let supply = self.supply.borrow().clone();
+        for workload in self.spec.iter().flat_map(|spec| &spec.workloads) {
+            let (Some(observation), Some(extra)) =
+                (self.observed.workloads.get_mut(&workload.id), self.extra.get_mut(&workload.id))
+            else {
+                continue;
+            };
+            let other_way = |brings: &Brings| !supply.reaches_like(&brings.supply, &workload.deployment);
+            let brings = extra.work.as_ref().and_then(|work| work.brings.as_ref());
+            let again = match observation.weights {
+                Weights::Waiting { .. } => true,
+                Weights::Fetching { .. } => brings.is_some_and(other_way),
+                _ => false,
+            };
+            if again {
+                (extra.work, observation.weights, observation.transfer) = (None, Weights::Absent, None);
             }
         }
+    }
+
+    /// Just started, and no operator has said yet how sources are reached, as it soon will if there is one. A fetch that
+    /// begins without its word may have to begin again with it.
+    fn is_early(&self) -> bool {
+        !self.supply.borrow().heard && self.now() < HEARS_SOON
     }
 
     /// Brings figures of running transfers up to date.

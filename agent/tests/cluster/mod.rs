@@ -55,7 +55,7 @@ pub(crate) struct Desk {
     report: watch::Sender<Option<InferenceHostStatus>>,
     hellos: watch::Sender<Vec<u64>>,
     logs: mpsc::Sender<LogChunk>,
-    supply: Mutex<Option<Supply>>,
+    supply: Mutex<Supply>,
     models: mpsc::Sender<ModelsReply>,
     joined: Mutex<u32>,
     certified: Mutex<Vec<(Role, String)>>,
@@ -107,9 +107,7 @@ impl Agents for Shared {
         let welcome = Welcome { protocol: Some(Protocol::own(&[])), report_interval_ms: 200 };
         outbox.send(Ok(OperatorMessage { message: Some(Down::Welcome(welcome)) })).await.unwrap();
         let supply = desk.supply.lock().unwrap().clone();
-        if let Some(supply) = supply {
-            outbox.send(Ok(OperatorMessage { message: Some(Down::Supply(supply)) })).await.unwrap();
-        }
+        outbox.send(Ok(OperatorMessage { message: Some(Down::Supply(supply)) })).await.unwrap();
         let spec = desk.spec.lock().unwrap().clone();
         if spec.term > 0 {
             outbox.send(Ok(spec_message(&spec))).await.unwrap();
@@ -308,7 +306,7 @@ impl Cluster {
 
     /// Hands over what fetching needs; whoever connects later gets the same.
     pub(crate) async fn supply(&self, supply: Supply) {
-        *self.desk.supply.lock().unwrap() = Some(supply.clone());
+        *self.desk.supply.lock().unwrap() = supply.clone();
         self.say(OperatorMessage { message: Some(Down::Supply(supply)) }).await;
     }
 

@@ -13,7 +13,7 @@ use tandem_control_api::{
 };
 use tandem_crds::WorkloadState::{Failed, Fetching, Ready};
 use tandem_crds::{InferenceHostSpec, InferenceHostStatus, WorkloadSpec, WorkloadStatus};
-use tandem_hub::{Content, Door, Hub, Keys, Options};
+use tandem_hub::{Content, Door, Fault, Hub, Keys, Options};
 use tandem_pki::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -428,6 +428,37 @@ async fn a_private_hub_is_read_once_its_credential_is_handed_over_and_nothing_of
     assert_eq!(fs::read(blob(&cluster, &workload)).unwrap(), model);
     assert!(!cluster.agent_log().contains(TOKEN));
     assert_eq!(files_with(&cluster.data(), TOKEN.as_bytes()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn another_word_on_how_a_source_is_reached_counts_for_fetches_under_way() {
+    let model = content(11, 2 * MEBIBYTE);
+    let (slow, fast) =
+        (Hub::start(Options::default()).await.unwrap(), Hub::start(Options::default()).await.unwrap());
+    for hub in [&slow, &fast] {
+        hub.publish("owner/tiny", [("m-Q8_0.gguf", Content::of(model.clone()))]);
+    }
+    let commit = fast.publish("owner/tiny", [("m-Q8_0.gguf", Content::of(model.clone()))]);
+    slow.publish("owner/tiny", [("m-Q8_0.gguf", Content::of(model.clone()))]);
+    slow.always(Door::Cdn, "", Fault::Stall { after: 1000 });
+    let mirror =
+        |hub: &Hub| Supply { mirrors: vec![format!("hf://={}", hub.url(Door::Hub))], ..Supply::default() };
+    let mut cluster = Cluster::start().await;
+    let mut workload = cluster.workload_of("w", "m-Q8_0.gguf", &model);
+    workload.source = format!("hf://owner/tiny@{commit}");
+    cluster.supply(mirror(&slow)).await;
+    cluster.order(1, 1, vec![workload.clone()]).await;
+    cluster.start_agent();
+    timeout(LIMIT, async {
+        while slow.count(Door::Hub, "").requests == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    cluster.supply(mirror(&fast)).await;
+    cluster.until_workload("ready", ready).await;
+    assert_eq!(fs::read(blob(&cluster, &workload)).unwrap(), model);
 }
 
 /// Files below a folder that hold these bytes.

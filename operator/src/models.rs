@@ -372,3 +372,60 @@ async fn remember(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use jiff::Timestamp;
+    use serde_json::json;
+    use tandem_pki::CertificateAuthority;
+    use tandem_store::{EmbeddedStore, ManualClock};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::settings::{SourceSettings, Timing};
+    use crate::sources::Sources;
+
+    /// On a clock that stands still no retry is ever due: only what is new is a reason to ask again.
+    #[tokio::test]
+    async fn another_credential_is_asked_with_at_once_and_the_same_one_is_not() {
+        tandem_pki::install_tls_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
+        let store = EmbeddedStore::open(&dir.path().join("store.redb"), clock.clone()).await.unwrap();
+        let cluster = Arc::new(Cluster::new(
+            Arc::new(store),
+            clock.clone(),
+            CertificateAuthority::create(SystemTime::now()).unwrap(),
+            Timing::default(),
+            Sources::new(&SourceSettings::default()).unwrap(),
+            CancellationToken::new(),
+        ));
+        let spec: InferenceDeploymentSpec = serde_json::from_value(json!({
+            "model": {"name": "tiny", "source": format!("file://{}/none", dir.path().display()),
+                "credentials": {"secretRef": {"name": "hub", "key": "token"}}},
+            "quant": "F32", "context": {"tokens": 32},
+        }))
+        .unwrap();
+        let with = |version: &str| -> Found {
+            let secret = Secret::new("x");
+            Ok(Some(Credential { secret, version: Version(version.to_owned()) }))
+        };
+        let look = |found: &Found| cluster.models.look(&cluster, "llm", &spec, found);
+        let missing: Found = Err("set it".to_owned());
+        assert_eq!(look(&missing), Knowledge::Working);
+        cluster.wake.notified().await;
+        assert_eq!(look(&missing), Knowledge::Failed("set it".to_owned()));
+        assert_eq!(look(&with("1")), Knowledge::Working, "it is there now");
+        cluster.wake.notified().await;
+        let Knowledge::Failed(sentence) = look(&with("1")) else { panic!("there is no such folder") };
+        assert!(sentence.contains("does not exist"), "{sentence}");
+        assert_eq!(look(&with("2")), Knowledge::Working, "it is another one");
+        cluster.wake.notified().await;
+        assert!(matches!(look(&with("2")), Knowledge::Failed(_)));
+        clock.advance(LAST_RETRY);
+        assert!(matches!(look(&with("2")), Knowledge::Failed(_)), "told on while it is tried again");
+        cluster.wake.notified().await;
+    }
+}

@@ -17,7 +17,8 @@ const MAX_REPORTED: usize = 128;
 /// The digests that each host keeps, sorted, by the host's place in the world.
 ///
 /// A host that keeps a wanted file goes on keeping it while it has it, or while nobody hears what it has. Where fewer than
-/// one and `hostFailures` known hosts keep a file, known holders join them: those that run it first, then by name.
+/// one and `hostFailures` known hosts keep a file, known holders join them: those that run it first, then by name. Hosts that
+/// are being emptied don't count where others have it.
 pub(crate) fn keepers(world: &World) -> Vec<Vec<String>> {
     let listed: Vec<Listed> = world.hosts.iter().map(Listed::of).collect();
     let wanted = wanted(world);
@@ -37,20 +38,25 @@ pub(crate) fn keepers(world: &World) -> Vec<Vec<String>> {
         })
         .collect();
     for (digest, copies) in &wanted {
-        let mut sure = 0;
-        let mut others = Vec::new();
+        // On hosts that stay, and on those that are being emptied.
+        let (mut staying, mut leaving) = (0, 0);
+        let (mut others, mut last) = (Vec::new(), Vec::new());
         for (index, host) in world.hosts.iter().enumerate() {
             if !host.is_known() || !listed[index].files.contains(digest) {
                 continue;
             }
             if kept[index].contains(digest) {
-                sure += usize::from(!host.is_draining());
+                *(if host.is_draining() { &mut leaving } else { &mut staying }) += 1;
             } else if kept[index].len() < MAX_KEPT {
-                others.push((host.is_draining(), !uses(host, digest), index));
+                let list = if host.is_draining() { &mut last } else { &mut others };
+                list.push((!uses(host, digest), index));
             }
         }
         others.sort_unstable();
-        for (.., index) in others.into_iter().take(copies.saturating_sub(sure)) {
+        others.truncate(copies.saturating_sub(staying));
+        last.sort_unstable();
+        last.truncate(copies.saturating_sub(staying + others.len() + leaving));
+        for (_, index) in others.into_iter().chain(last) {
             kept[index].insert(digest);
         }
     }

@@ -1,7 +1,7 @@
 //! Bringing files into the store: from where they are, by the cheapest way that ends in the right bytes.
 //!
-//! Memory: each connection holds two blocks of one mebibyte and what the TLS and HTTP layers buffer, so at most about
-//! `2 × (connections + peer_connections)` MiB for all files together, however long they are.
+//! Memory: each connection holds two blocks of little more than one mebibyte and what the TLS and HTTP layers buffer, which is
+//! less than `8 × (connections + peer_connections)` MiB for all files together, however long they are.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::progress::{Part, Progress};
 use crate::record::Record;
 use crate::store::Store;
 
-/// The sha256 of a file on its way goes on at most so far at once, in bytes.
+/// A file on its way is hashed at most so far at once, and written out after at least so much, in bytes.
 const STRIDE: u64 = 64 << 20;
 
 /// How files are fetched, for all files of a host together.
@@ -187,8 +187,10 @@ impl Fetcher {
         self.0.store.comes(&partial);
         let follow = |follower| AbortOnDropHandle::new(tokio::spawn(follow(partial.clone(), follower)));
         let mut whole = follow(follower);
+        let settling = AbortOnDropHandle::new(tokio::spawn(settle(partial.clone())));
         let download = || Download::new(&self.0, order, partial.clone(), part.clone(), source.clone());
         download().run().await?;
+        settling.await.expect("settling neither panics nor is ended")?;
         let mut found = (&mut whole).await.expect("following neither panics nor is ended")?;
         if found != order.file.sha256 {
             found = self.doubt(order, &partial, part, found).await?;
@@ -303,6 +305,26 @@ pub(crate) async fn follow(partial: Arc<Partial>, mut follower: Follower) -> Res
         follower = hashing.await.expect("hashing does not panic")?;
     }
     Ok(follower.finish())
+}
+
+/// Brings what has come to the disk while the rest comes, so that neither waits for the other and little is left for the end. What
+/// the disk refuses then is heard of here alone.
+async fn settle(partial: Arc<Partial>) -> Result<(), StoreError> {
+    let mut have = partial.watch();
+    let count = partial.cut.count() as usize;
+    let stride = usize::try_from(STRIDE / partial.cut.piece_bytes()).unwrap_or(usize::MAX).max(1);
+    let mut settled = 0;
+    while settled < count {
+        let next = settled.saturating_add(stride).min(count);
+        let there = have.wait_for(|have| have.log.len() >= next).await.map(|have| have.log.len());
+        settled = there.expect("the file holds its sender");
+        let writing = partial.clone();
+        let syncing = tokio::task::spawn_blocking(move || {
+            writing.file.sync_data().map_err(crate::error::at(&writing.path))
+        });
+        syncing.await.expect("syncing does not panic")?;
+    }
+    Ok(())
 }
 
 /// A bucket that holds what may come in a tenth of a second.

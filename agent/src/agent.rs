@@ -294,6 +294,8 @@ struct Extra {
     /// Listens to the process with this id.
     listener: Option<(u32, AbortOnDropHandle<()>)>,
     ready_since: Option<Duration>,
+    /// When its process was started by this agent, until it is ready.
+    started_at: Option<Duration>,
     /// Why its process was ended without its asking.
     killed: Option<String>,
     /// Times that this epoch was started.
@@ -390,9 +392,27 @@ impl Agent {
         if let Some(port) = port {
             observation.endpoint = Some(self.settings.endpoint(port));
         }
-        if let (Health::Ready { .. }, None) = (&health, extra.ready_since) {
-            tracing::info!(workload = id, epoch, endpoint = observation.endpoint, "a worker is ready");
-            extra.ready_since = Some(now);
+        match (&health, extra.ready_since) {
+            (Health::Ready { .. }, None) => {
+                let took = extra.started_at.take().map(|at| now.saturating_sub(at));
+                tracing::info!(
+                    workload = id,
+                    epoch,
+                    endpoint = observation.endpoint,
+                    ?took,
+                    "a worker is ready"
+                );
+                extra.ready_since = Some(now);
+                if let Some(took) = took {
+                    observation.last_start = Some(took);
+                    note_start(&self.home, id, took);
+                }
+            }
+            (Health::Warm { .. }, None) => {
+                tracing::info!(workload = id, epoch, "a worker is warm");
+                extra.ready_since = Some(now);
+            }
+            _ => {}
         }
         observation.health = Some(health);
     }
@@ -492,6 +512,14 @@ impl Agent {
         let running = self.gateway.as_ref().is_some_and(|gateway| gateway.running);
         let settings = self.settings.gateway.as_ref().filter(|_| running)?;
         Some(settings.advertise.clone())
+    }
+}
+
+/// Kept for the next agent of this host. Lost, it is measured again.
+fn note_start(home: &Home, id: &str, took: Duration) {
+    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    if let Err(error) = home::replace(&home.workload(id).last_start(), milliseconds.to_string().as_bytes()) {
+        tracing::warn!(workload = id, %error, "what a start took can't be noted");
     }
 }
 

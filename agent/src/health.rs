@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem_agent_core::Health;
+use tandem_agent_core::{Health, Warmth};
 use tandem_pki::Identity;
 use tandem_worker_api::health_report::State;
 use tandem_worker_api::worker_client::WorkerClient;
@@ -165,6 +165,16 @@ impl Pulse {
 fn health(report: &HealthReport) -> Health {
     match report.state() {
         State::Ready => Health::Ready { numerics_id: report.numerics_id.clone() },
+        State::Warm => {
+            let said = report.warmth.unwrap_or_default();
+            let warmth = Warmth {
+                resident: said.bytes_resident,
+                total: said.bytes_total,
+                disk_rate: said.disk_bytes_per_second,
+                memory_rate: said.memory_bytes_per_second,
+            };
+            Health::Warm { warmth, message: Some(report.message.clone()).filter(|words| !words.is_empty()) }
+        }
         State::Draining => Health::Draining,
         State::Failed => Health::Failed(report.message.clone()),
         State::Loading | State::Unspecified => Health::Loading(report.load.as_ref().map_or(0, |load| {

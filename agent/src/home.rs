@@ -98,6 +98,11 @@ impl WorkloadHome {
     pub(crate) fn log(&self) -> PathBuf {
         self.0.join("log")
     }
+
+    /// Milliseconds that its last start took until it served.
+    pub(crate) fn last_start(&self) -> PathBuf {
+        self.0.join("last-start.json")
+    }
 }
 
 /// Reads a file; `None` when there is none.

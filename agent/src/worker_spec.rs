@@ -34,10 +34,11 @@ pub(crate) fn worker_spec(
     let tokens = |name, count| NonZeroU32::new(count).ok_or(UnusableWorkload::Zero(name));
     let file = |file: &ResolvedFile| {
         let sha256 = file.sha256.parse()?;
-        store.unchanged(&sha256)?;
+        // The worker hashes nothing that is as it was then.
+        let verified = Some(store.stamp(&sha256)?);
         store.touch(&sha256);
         let path = store.path_of(&sha256).ok_or(Changed::Unknown(sha256))?;
-        Ok(WeightFile { path, sha256 })
+        Ok(WeightFile { path, sha256, verified })
     };
     Ok(WorkerSpec {
         workload: workload.id.clone(),

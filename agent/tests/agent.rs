@@ -14,8 +14,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{LogsRequest, OperatorMessage, Role};
-use tandem_crds::WorkloadState::{Failed, Ready};
-use tandem_crds::{InferenceHostStatus, WorkloadStatus};
+use tandem_crds::WorkloadState::{Failed, Ready, Warm};
+use tandem_crds::{InferenceHostStatus, WorkloadMode, WorkloadSpec, WorkloadStatus};
+use tandem_worker_api::{FileStamp, WorkerSpec};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -127,6 +128,49 @@ async fn workers_end_with_their_runner_are_reported_and_start_again() {
     assert_eq!(status.last_exit.unwrap().cause, "ended with its runner");
     cluster.until_workload("ready again", |workload| ready(workload) && workload.restarts == 1).await;
     assert_ne!((cluster.worker_pid(), cluster.runner_pid()), (worker, runner));
+}
+
+/// What a worker is told that this host has verified.
+fn evidence(cluster: &Cluster) -> Option<FileStamp> {
+    let spec = fs::read(cluster.data().join("workloads/w/spec.json")).unwrap();
+    let spec = WorkerSpec::parse(&spec).unwrap();
+    let [file] = &spec.files[..] else { panic!("one file") };
+    assert_eq!(file.verified.unwrap().difference(&FileStamp::read(&file.path).unwrap()), None);
+    file.verified
+}
+
+#[tokio::test]
+async fn a_warm_workload_turns_into_a_serving_one_and_back_and_hashes_nothing_again() {
+    let mut cluster = Cluster::start().await;
+    let of = |mode, epoch| WorkloadSpec { mode, ..cluster.workload(epoch) };
+    let [warm, serve, again] = [(WorkloadMode::Warm, 1), (WorkloadMode::Serve, 2), (WorkloadMode::Warm, 3)]
+        .map(|(mode, epoch)| of(mode, epoch));
+    cluster.order(1, 1, vec![warm]).await;
+    cluster.start_agent();
+    let status = cluster.until_workload("warm", |w| w.state == Warm && w.epoch == 1).await;
+    // 20 bytes from disk at 1 a second, then all 100 from memory at 5 a second: nothing has served here yet.
+    assert_eq!((status.seconds_to_ready, &status.numerics_id, status.restarts), (Some(40), &None, 0));
+    let (first, stamp) = (cluster.worker_pid(), evidence(&cluster));
+
+    cluster.order(1, 2, vec![serve]).await;
+    let status = cluster.until_workload("ready", |w| ready(w) && w.epoch == 2).await;
+    assert_eq!((status.seconds_to_ready, status.numerics_id.as_deref()), (None, Some("stub")));
+    assert_ne!(cluster.worker_pid(), first);
+    assert_eq!(evidence(&cluster), stamp);
+    assert_eq!(cluster.certified().len(), 1, "its certificate is the same");
+
+    let measured = fs::read_to_string(cluster.data().join("workloads/w/last-start.json")).unwrap();
+    let start = std::time::Duration::from_millis(measured.parse().unwrap());
+    let expected = (20.0 + start.as_secs_f64()).ceil() as u32;
+    cluster.order(1, 3, vec![again]).await;
+    let status = cluster.until_workload("warm again", |w| w.state == Warm && w.epoch == 3).await;
+    assert_eq!(status.seconds_to_ready, Some(expected));
+    // Also by an agent that has not seen it.
+    cluster.kill_agent().await;
+    cluster.forget_reports();
+    cluster.start_agent();
+    let status = cluster.until_workload("warm still", |w| w.state == Warm).await;
+    assert_eq!((status.epoch, status.seconds_to_ready), (3, Some(expected)));
 }
 
 #[tokio::test]

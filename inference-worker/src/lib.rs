@@ -14,4 +14,6 @@ pub mod service;
 pub mod standalone;
 pub mod text;
 pub mod tokenize;
+pub mod verified;
+pub mod warm;
 pub mod worker;

@@ -1,29 +1,25 @@
-//! Weights from files to a model that is ready to compute: verified first, then read, with progress.
+//! Weights from verified files to a model that is ready to compute, with progress.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use sha2::{Digest, Sha256};
 use tandem_engine::files::OpenError;
 use tandem_engine::memory::PlanError;
 use tandem_engine::{
     Engine, EngineConfig, KvType, MemoryPlan, Mode, ModelFiles, ModelShape, Pool, PoolError, numerics_id,
     plan,
 };
-use tandem_worker_api::{KvCache, Numerics, Sha256Hex, WeightFile, WorkerExit, WorkerSpec, batch_rows};
+use tandem_kernels::map::MapError;
+use tandem_worker_api::{KvCache, Numerics, Sha256Hex, WorkerExit, WorkerSpec, batch_rows};
 use thiserror::Error;
 
 use crate::model_text::{ModelText, TextError};
 use crate::text::Text;
 use crate::worker::{Load, Loaded};
-
-/// Bytes hashed between two words of progress.
-const BLOCK: usize = 1 << 20;
 
 /// What a model is loaded for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +102,19 @@ pub enum LoadError {
         /// What they should.
         expected: Sha256Hex,
     },
+    /// A file is no longer the one that was verified.
+    #[error(
+        "{path} is not what was verified any more: {what}; let nobody write to files that models are read from"
+    )]
+    Changed {
+        /// Which.
+        path: PathBuf,
+        /// What has happened to it.
+        what: &'static str,
+    },
+    /// A file can't be looked at.
+    #[error("the weights can't be kept in memory")]
+    Map(#[from] MapError),
     /// The files are no model.
     #[error("the files are not a model that can be run")]
     Open(#[from] OpenError),
@@ -158,7 +167,10 @@ impl LoadError {
             Self::Plan(PlanError::Config(_)) => WorkerExit::BadSpec,
             Self::Plan(PlanError::TooLarge) | Self::Memory { .. } => WorkerExit::OutOfMemory,
             Self::Plan(_) => WorkerExit::BadWeights,
-            Self::Threads(_) | Self::UnknownMemory(_) => WorkerExit::Failed,
+            // Whoever starts it again hashes first what has changed.
+            Self::Changed { .. } | Self::Map(_) | Self::Threads(_) | Self::UnknownMemory(_) => {
+                WorkerExit::Failed
+            }
             Self::Engine(_) => WorkerExit::BadWeights,
         }
     }
@@ -175,56 +187,6 @@ pub struct Opened {
     pub shape: ModelShape,
     /// The model's own name for itself, if it has one.
     pub name: Option<String>,
-}
-
-/// Checks each file against its sha256, before anything parses it. The digest of all is a part of the engine's
-/// `numerics_id`.
-///
-/// # Errors
-/// When a file can't be read or holds something else.
-pub fn verify(files: &[WeightFile], load: &Load) -> Result<String, LoadError> {
-    let mut total = 0;
-    for file in files {
-        let size = std::fs::metadata(&file.path).map_err(unreadable(&file.path))?.len();
-        total += size;
-    }
-    load.total.store(total, Ordering::Relaxed);
-    for file in files {
-        let found = hash(&file.path, load)?;
-        if found != file.sha256 {
-            return Err(LoadError::Digest { path: file.path.clone(), found, expected: file.sha256 });
-        }
-    }
-    Ok(weights_digest(files))
-}
-
-/// Names the content of all files.
-#[must_use]
-pub fn weights_digest(files: &[WeightFile]) -> String {
-    let mut all = Sha256::new();
-    for file in files {
-        all.update(file.sha256.bytes());
-    }
-    Sha256Hex::from(<[u8; 32]>::from(all.finalize())).to_string()
-}
-
-fn hash(path: &Path, load: &Load) -> Result<Sha256Hex, LoadError> {
-    let mut file = File::open(path).map_err(unreadable(path))?;
-    let mut hash = Sha256::new();
-    let mut block = vec![0; BLOCK];
-    loop {
-        let read = file.read(&mut block).map_err(unreadable(path))?;
-        if read == 0 {
-            return Ok(Sha256Hex::from(<[u8; 32]>::from(hash.finalize())));
-        }
-        hash.update(&block[..read]);
-        load.done.fetch_add(read as u64, Ordering::Relaxed);
-    }
-}
-
-fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> LoadError {
-    let path = path.to_owned();
-    move |source| LoadError::Read { path, source }
 }
 
 impl Opened {

@@ -9,6 +9,7 @@ use inference_worker::replica::{self, ReplicaArgs};
 use inference_worker::serve::{self, ServeArgs};
 use inference_worker::standalone::{ModelArgs, describe};
 use inference_worker::tokenize::{self, TokenizeArgs};
+use inference_worker::warm::{self, WarmArgs};
 use tandem_worker_api::WorkerExit;
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
@@ -40,6 +41,10 @@ enum Command {
     /// used; 3 weights missing, wrong, or of no model this worker can run; 4 the memory plan does not fit this machine;
     /// 5 the decode thread panicked.
     Replica(ReplicaArgs),
+    /// Keep a replica's weights in memory and serve nobody, so that a replica starts soon
+    ///
+    /// Exit codes as of `replica`.
+    Warm(WarmArgs),
     /// Serve a model alone, with an OpenAI API on HTTP
     Serve(ServeArgs),
     /// Say how much memory a model takes, from its headers
@@ -66,6 +71,12 @@ fn run(command: Command) -> Result<(), (WorkerExit, anyhow::Error)> {
         Command::Replica(args) => {
             let runtime = runtime()?;
             let outcome = runtime.block_on(replica::run(&args));
+            end(runtime);
+            outcome.map_err(|error| (error.exit(), error.into()))
+        }
+        Command::Warm(args) => {
+            let runtime = runtime()?;
+            let outcome = runtime.block_on(warm::run(&args));
             end(runtime);
             outcome.map_err(|error| (error.exit(), error.into()))
         }

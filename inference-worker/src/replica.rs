@@ -9,16 +9,19 @@ use std::time::Duration;
 
 use clap::Args;
 use tandem_pki::{ClientCertificates, Credentials, CredentialsError};
+use tandem_worker_api::worker_server::{Worker as WorkerRpc, WorkerServer};
 use tandem_worker_api::{SpecError, WorkerEndpoint, WorkerExit, WorkerSpec};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::loading::{LoadError, Opened, Purpose, verify, weights_digest};
+use crate::loading::{LoadError, Opened, Purpose};
 use crate::service::{Callers, service};
+use crate::verified::{unchanged, verify, weights_digest};
 use crate::worker::{Ended, Settings, Worker, WorkerFailure};
 
 /// A connection is given up when its other end answers nothing for twice this.
@@ -116,20 +119,31 @@ impl ReplicaError {
 /// # Errors
 /// When it can't start, or can't go on.
 pub async fn run(args: &ReplicaArgs) -> Result<(), ReplicaError> {
-    let json =
-        fs::read(&args.spec).map_err(|source| ReplicaError::SpecFile { path: args.spec.clone(), source })?;
-    let spec = WorkerSpec::parse(&json)?;
+    let spec = read_spec(&args.spec)?;
     let settings = Settings::of(&spec, Duration::from_secs(args.grace_seconds));
     let trust = args.trust_digest;
     let (weights, purpose) = (spec.files.clone(), Purpose::of(&spec));
     let port = Port::open(&spec.credentials_dir, spec.listen).await?;
     let (worker, ended) = Worker::start(settings, move |load| {
-        let digest = if trust { weights_digest(&weights) } else { verify(&weights, load)? };
+        let verified = if trust { Vec::new() } else { verify(&weights, load)? };
+        let digest = weights_digest(&weights);
         let paths: Vec<PathBuf> = weights.into_iter().map(|file| file.path).collect();
-        Opened::files(&paths, &digest, &purpose)?.load(load)
+        let loaded = Opened::files(&paths, &digest, &purpose)?.load(load)?;
+        // What is mapped by now is what was verified.
+        unchanged(&verified)?;
+        Ok(loaded)
     })?;
     let stdin = args.exit_with_stdin.then(end_of_stdin).transpose().map_err(ReplicaError::Process)?;
     port.serve(worker, ended, &spec.endpoint_file, Duration::from_secs(args.drain_seconds), stdin).await
+}
+
+/// What the agent has written.
+///
+/// # Errors
+/// When the file can't be read or used.
+pub fn read_spec(path: &Path) -> Result<WorkerSpec, ReplicaError> {
+    let json = fs::read(path).map_err(|source| ReplicaError::SpecFile { path: path.to_owned(), source })?;
+    Ok(WorkerSpec::parse(&json)?)
 }
 
 /// A bound port with credentials, on which a worker is about to answer.
@@ -165,20 +179,7 @@ impl Port {
         stdin: Option<oneshot::Receiver<()>>,
     ) -> Result<(), ReplicaError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(ReplicaError::Process)?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let server = Server::builder()
-            .tls_config(self.credentials.server_tls(ClientCertificates::Required))?
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
-            .max_concurrent_streams(MAX_STREAMS)
-            .add_service(service(worker.clone(), Callers::Certified))
-            .serve_with_incoming_shutdown(TcpIncoming::from(self.listener).with_nodelay(Some(true)), async {
-                drop(stopped.await)
-            });
-        let mut server = tokio::spawn(server);
-        write_endpoint(endpoint_file, self.address)
-            .map_err(|source| ReplicaError::EndpointFile { path: endpoint_file.to_owned(), source })?;
-        tracing::info!(address = %self.address, "listening");
+        let mut answering = self.answer(service(worker.clone(), Callers::Certified), endpoint_file)?;
 
         let mut phase = worker.phase();
         let log_phases = async {
@@ -211,19 +212,65 @@ impl Port {
                 drain_for(&worker, Duration::ZERO).await;
                 Ok(())
             }
-            served = &mut server => match served {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(error.into()),
-                Err(join) => Err(ReplicaError::Process(io::Error::other(join))),
-            },
+            served = answering.ended() => served,
             () = log_phases => Ok(()),
         };
         worker.stop();
-        drop(stop);
-        if !server.is_finished() && tokio::time::timeout(LAST_WORDS, server).await.is_err() {
+        answering.close().await;
+        result
+    }
+
+    /// Begins to answer with `service`, and tells where.
+    ///
+    /// # Errors
+    /// When the endpoint file can't be written or TLS not be set up.
+    pub fn answer<S: WorkerRpc>(
+        self,
+        service: WorkerServer<S>,
+        endpoint_file: &Path,
+    ) -> Result<Answering, ReplicaError> {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = Server::builder()
+            .tls_config(self.credentials.server_tls(ClientCertificates::Required))?
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .max_concurrent_streams(MAX_STREAMS)
+            .add_service(service)
+            .serve_with_incoming_shutdown(TcpIncoming::from(self.listener).with_nodelay(Some(true)), async {
+                drop(stopped.await)
+            });
+        let server = tokio::spawn(server);
+        write_endpoint(endpoint_file, self.address)
+            .map_err(|source| ReplicaError::EndpointFile { path: endpoint_file.to_owned(), source })?;
+        tracing::info!(address = %self.address, "listening");
+        Ok(Answering { server, stop })
+    }
+}
+
+/// A server that answers until it is closed.
+pub struct Answering {
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Answering {
+    /// Waits for its end, which nobody has asked for.
+    ///
+    /// # Errors
+    /// When it could not go on.
+    pub async fn ended(&mut self) -> Result<(), ReplicaError> {
+        match (&mut self.server).await {
+            Ok(served) => Ok(served?),
+            Err(join) => Err(ReplicaError::Process(io::Error::other(join))),
+        }
+    }
+
+    /// Takes no more calls, and lets what is said be heard to its end, for some time.
+    pub async fn close(self) {
+        drop(self.stop);
+        if !self.server.is_finished() && tokio::time::timeout(LAST_WORDS, self.server).await.is_err() {
             tracing::info!("some connections were still open at the end");
         }
-        result
     }
 }
 

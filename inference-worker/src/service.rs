@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::worker::{Events, NotServed, Phase, Worker};
 
 /// Health is asked for every 100 ms; more often than this serves nobody.
-const SHORTEST_HEALTH_INTERVAL: Duration = Duration::from_millis(10);
+pub(crate) const SHORTEST_HEALTH_INTERVAL: Duration = Duration::from_millis(10);
 /// A long prompt, or a long prefix to resume.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
 /// The longest drain that a caller may ask for.
@@ -52,22 +52,30 @@ impl Service {
 
     /// For what running a host needs.
     fn may_operate<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.allow(request, |caller| {
-            matches!(caller, Identity::Gateway(_) | Identity::Admin(_) | Identity::Host(_))
-        })
+        self.allow(request, operates)
     }
 
     fn allow<T>(&self, request: &Request<T>, allowed: impl Fn(&Identity) -> bool) -> Result<(), Status> {
         if self.callers == Callers::Anybody {
             return Ok(());
         }
-        let caller = peer_identity(request)?;
-        if allowed(&caller) {
-            return Ok(());
-        }
-        tracing::warn!(%caller, "refused a caller whose role does not allow this call");
-        Err(Status::permission_denied(format!("{caller} may not do this; gateways and admins may")))
+        allow(request, allowed)
     }
+}
+
+/// Refuses a caller by its certificate.
+pub(crate) fn allow<T>(request: &Request<T>, allowed: impl Fn(&Identity) -> bool) -> Result<(), Status> {
+    let caller = peer_identity(request)?;
+    if allowed(&caller) {
+        return Ok(());
+    }
+    tracing::warn!(%caller, "refused a caller whose role does not allow this call");
+    Err(Status::permission_denied(format!("{caller} may not do this; gateways and admins may")))
+}
+
+/// Who may see how a worker is, and end it.
+pub(crate) fn operates(caller: &Identity) -> bool {
+    matches!(caller, Identity::Gateway(_) | Identity::Admin(_) | Identity::Host(_))
 }
 
 #[tonic::async_trait]

@@ -414,6 +414,7 @@ impl Worker {
             kv_pages_free: work.pages_free.into(),
             kv_pages_total: work.pages_total.into(),
             context_tokens: self.context_tokens(),
+            warmth: None,
         }
     }
 }

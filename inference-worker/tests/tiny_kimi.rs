@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt;
-use inference_worker::loading::{LoadError, Opened, Purpose, verify};
+use inference_worker::loading::{LoadError, Opened, Purpose};
+use inference_worker::verified::{verify, weights_digest};
 use inference_worker::worker::{Phase, Settings, Worker};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -112,8 +113,9 @@ async fn ask(model: PathBuf, sha256: Sha256Hex) -> Vec<Pin> {
         layers: None,
     };
     let (worker, _) = Worker::start(settings, move |load| {
-        let files = [WeightFile { path: model.clone(), sha256 }];
-        let digest = verify(&files, load)?;
+        let files = [WeightFile { path: model.clone(), sha256, verified: None }];
+        verify(&files, load)?;
+        let digest = weights_digest(&files);
         Opened::files(&[model], &digest, &purpose)?.load(load).map_err(identity::<LoadError>)
     })
     .unwrap();

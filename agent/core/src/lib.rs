@@ -11,6 +11,7 @@ mod observed;
 mod reconcile;
 mod report;
 mod transfer;
+mod warmth;
 
 pub use backoff::restart_delay;
 pub use exit::{Ended, cause};
@@ -20,3 +21,4 @@ pub use observed::{Credentials, Health, Observation, Observed, Process, Weights}
 pub use reconcile::{Action, Plan, reconcile};
 pub use report::report;
 pub use transfer::{Amounts, Transfer};
+pub use warmth::{Warmth, seconds_to_ready};

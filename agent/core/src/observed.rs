@@ -6,6 +6,7 @@ use std::time::Duration;
 use tandem_crds::{LastExit, TransferStatus};
 
 use crate::backoff::restart_delay;
+use crate::warmth::Warmth;
 
 /// Of the whole host.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +44,8 @@ pub struct Observation {
     pub endpoint: Option<String>,
     /// DNS name in its certificate.
     pub server_name: Option<String>,
+    /// What its last start on this host took, under whatever epoch, until it served.
+    pub last_start: Option<Duration>,
 }
 
 impl Observation {
@@ -171,6 +174,13 @@ pub enum Health {
     Ready {
         /// Its numerics id.
         numerics_id: String,
+    },
+    /// It keeps its weights in memory and serves nobody.
+    Warm {
+        /// How much of them, and how fast they come.
+        warmth: Warmth,
+        /// What is wrong with that, if something is.
+        message: Option<String>,
     },
     /// It finishes what it serves.
     Draining,

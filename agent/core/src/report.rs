@@ -2,7 +2,7 @@
 
 use tandem_crds::{InferenceHostSpec, WorkloadState, WorkloadStatus};
 
-use crate::{Credentials, Health, Observation, Observed, Plan, Process, Weights};
+use crate::{Credentials, Health, Observation, Observed, Plan, Process, Weights, seconds_to_ready};
 
 /// Longest message, in characters; the schema's limit.
 const LONGEST: usize = 1024;
@@ -48,7 +48,12 @@ fn status(id: &str, listed: u64, observation: &Observation, refusal: Option<&Str
         last_exit: observation.last_exit.clone(),
         progress,
         transfer: observation.transfer.filter(|_| matches!(observation.weights, Weights::Fetching { .. })),
-        seconds_to_ready: None,
+        seconds_to_ready: match (&observation.process, &observation.health) {
+            (Process::Running { .. }, Some(Health::Warm { warmth, .. })) => {
+                seconds_to_ready(warmth, observation.last_start)
+            }
+            _ => None,
+        },
     }
 }
 
@@ -69,7 +74,7 @@ impl Said {
 }
 
 fn say(observation: &Observation, refusal: Option<&String>) -> Said {
-    use WorkloadState::{Draining, Failed, Loading, Ready, Starting};
+    use WorkloadState::{Draining, Failed, Loading, Ready, Starting, Warm};
     let mut said = match (&observation.process, &observation.health) {
         (Process::Stopping { .. }, _) | (Process::Running { .. }, Some(Health::Draining)) => {
             Said::of(Draining)
@@ -78,6 +83,9 @@ fn say(observation: &Observation, refusal: Option<&String>) -> Said {
             Said { progress: Some((*percent).min(100)), ..Said::of(Loading) }
         }
         (Process::Running { .. }, Some(Health::Ready { .. })) => Said::of(Ready),
+        (Process::Running { .. }, Some(Health::Warm { message, .. })) => {
+            Said { message: message.clone(), ..Said::of(Warm) }
+        }
         (Process::Running { .. }, Some(Health::Failed(why) | Health::Hung(why))) => {
             Said::because(Failed, why)
         }
@@ -142,7 +150,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::tests::{spec, workload};
-    use crate::{Amounts, Ledger, Transfer, cause, reconcile};
+    use crate::{Amounts, Ledger, Transfer, Warmth, cause, reconcile};
 
     fn only(observation: Observation) -> WorkloadStatus {
         let spec = spec(1, 1, vec![workload("a", 2, 10)]);
@@ -185,6 +193,26 @@ mod tests {
         let status = only(seen);
         assert_eq!((status.state, status.endpoint), (WorkloadState::Failed, None));
         assert!(status.message.unwrap().contains("signal 9"));
+    }
+
+    #[test]
+    fn a_warm_one_says_how_soon_it_would_serve_and_what_is_wrong() {
+        let warmth = Warmth { resident: 80, total: 100, disk_rate: 10, memory_rate: 50 };
+        let message = Some("memory is short".to_owned());
+        let mut seen = Observation {
+            process: Process::Running { epoch: 2, memory_bytes: 10 },
+            health: Some(Health::Warm { warmth, message: message.clone() }),
+            ..Observation::default()
+        };
+        let status = only(seen.clone());
+        assert_eq!((status.state, status.seconds_to_ready), (WorkloadState::Warm, Some(4)));
+        assert_eq!((status.message, status.numerics_id), (message, None));
+        seen.last_start = Some(Duration::from_secs(5));
+        assert_eq!(only(seen.clone()).seconds_to_ready, Some(7));
+        // Told to serve, it is not warm any more.
+        seen.process = Process::Stopping { epoch: 2, memory_bytes: 10 };
+        let status = only(seen);
+        assert_eq!((status.state, status.seconds_to_ready), (WorkloadState::Draining, None));
     }
 
     #[test]

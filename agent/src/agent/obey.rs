@@ -1,6 +1,7 @@
 //! Which specs a host obeys: the newest of the newest term, once it is written down.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Result;
 use tandem_agent_core::Observation;
@@ -99,8 +100,17 @@ impl Agent {
                 (observation.weights, observation.transfer) = (fresh.weights, None);
             }
             observation.credentials = fresh.credentials;
+            if observation.last_start.is_none() {
+                observation.last_start = last_start(&self.home, &workload.id);
+            }
             (observation.failures, observation.failure, observation.restarts) = (0, None, 0);
         }
         self.spec = Some(spec);
     }
+}
+
+/// What a start of this workload on this host took when one was last measured.
+fn last_start(home: &home::Home, id: &str) -> Option<Duration> {
+    let noted = home::read(&home.workload(id).last_start()).ok()??;
+    serde_json::from_slice(&noted).ok().map(Duration::from_millis)
 }

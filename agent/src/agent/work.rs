@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tandem_agent_core::{Action, Credentials, Process, Weights};
 use tandem_control_api::Role;
-use tandem_crds::{InferenceHostSpec, WorkloadSpec};
+use tandem_crds::{InferenceHostSpec, WorkloadMode, WorkloadSpec};
 use tandem_pki::Identity;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -142,7 +142,7 @@ impl Agent {
 
     fn start(&mut self, workload: &WorkloadSpec) {
         let (id, epoch, memory_bytes) = (workload.id.clone(), workload.epoch, workload.memory_bytes);
-        let home = self.home.workload(&id);
+        let (home, now) = (self.home.workload(&id), self.now());
         let identity = self.identity_of(&id);
         if identity.is_none_or(|identity| kept(&home.identity(), &identity) != Credentials::Valid) {
             // It has ended since it was looked at.
@@ -164,6 +164,7 @@ impl Agent {
             });
         let extra = self.extra.entry(id.clone()).or_default();
         extra.starts = extra.starts.saturating_add(1);
+        extra.started_at = Some(now);
         let observation = self.observed.workloads.entry(id.clone()).or_default();
         observation.restarts = extra.starts - 1;
         observation.process = Process::Starting { epoch, memory_bytes };
@@ -171,13 +172,17 @@ impl Agent {
         if let Err(why) = written {
             return self.start_failed(&id, epoch, why);
         }
-        tracing::info!(workload = id, epoch, restarts = observation.restarts, "starts a worker");
+        let command = match workload.mode {
+            WorkloadMode::Serve => "replica",
+            WorkloadMode::Warm => "warm",
+        };
+        tracing::info!(workload = id, epoch, command, restarts = observation.restarts, "starts a worker");
         let start = Start {
             id: id.clone(),
             epoch,
             memory_bytes,
             program: self.settings.worker_program.clone(),
-            args: ["replica", "--spec", &home.spec().display().to_string(), "--exit-with-stdin"]
+            args: [command, "--spec", &home.spec().display().to_string(), "--exit-with-stdin"]
                 .map(str::to_owned)
                 .to_vec(),
             env: passed_on(),

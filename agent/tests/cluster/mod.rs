@@ -250,7 +250,7 @@ impl Cluster {
     pub(crate) fn worker_script(&self, before: &str) {
         let own = std::env::current_exe().unwrap();
         let script = format!(
-            "#!/bin/sh\n{before}\nSTUB_SPEC=\"$3\" exec {} --exact worker_program --ignored --nocapture\n",
+            "#!/bin/sh\n{before}\nSTUB_COMMAND=\"$1\" STUB_SPEC=\"$3\" exec {} --exact worker_program --ignored --nocapture\n",
             own.display()
         );
         executable(&self.worker(), &script);

@@ -1,12 +1,12 @@
 //! What is known of a verified file: its pieces, and the marks by which a change is noticed without reading it.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tandem_sources::Sha256Hex;
+use tandem_worker_api::FileStamp;
 
 use crate::pieces::{Cut, Digest};
 
@@ -14,48 +14,6 @@ use crate::pieces::{Cut, Digest};
 const VERSION: u32 = 1;
 /// More than the record of a file with a million pieces, in bytes.
 const LONGEST: u64 = 128 << 20;
-
-/// A file's marks when it was verified. Any write, truncation or replacement changes at least one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Stamp {
-    /// Written down for people; some file systems number themselves anew at each boot, so it proves nothing.
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    /// Nanoseconds since 1970, as are the next.
-    modified: i64,
-    changed: i64,
-}
-
-impl Stamp {
-    pub(crate) fn of(metadata: &Metadata) -> Self {
-        let nanoseconds =
-            |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.size(),
-            modified: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-            changed: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// What differs between then and now, in words; `None` when it is the same file, untouched.
-    pub(crate) fn difference(&self, now: &Self) -> Option<&'static str> {
-        if self.bytes != now.bytes {
-            Some("its length has changed")
-        } else if self.inode != now.inode {
-            Some("it was replaced by another file")
-        } else if self.modified != now.modified {
-            Some("it was written to")
-        } else if self.changed != now.changed {
-            Some("its attributes were changed")
-        } else {
-            None
-        }
-    }
-}
 
 /// A verified file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +25,8 @@ pub(crate) struct Record {
     piece_bytes: u64,
     /// In order.
     pub(crate) digests: Vec<Digest>,
-    pub(crate) stamp: Stamp,
+    /// Of when it was verified.
+    pub(crate) stamp: FileStamp,
     /// As it was called where it came from.
     pub(crate) name: String,
     /// Where it came from, for people.
@@ -97,7 +56,7 @@ impl Record {
         sha256: Sha256Hex,
         cut: Cut,
         digests: Vec<Digest>,
-        stamp: Stamp,
+        stamp: FileStamp,
         (name, origin): (&str, &str),
         reference: Option<PathBuf>,
     ) -> Self {
@@ -158,7 +117,7 @@ mod tests {
 
     fn record() -> Record {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let stamp = Stamp::of(&file.as_file().metadata().unwrap());
+        let stamp = FileStamp::of(&file.as_file().metadata().unwrap());
         let digests = vec![Digest::of(b"a"), Digest::of(b"b")];
         let cut = Cut::into(15, 10).unwrap();
         Record::new(Sha256Hex::from([1; 32]), cut, digests, stamp, ("a.gguf", "file:///a"), None)
@@ -193,11 +152,14 @@ mod tests {
     #[test]
     fn every_kind_of_change_has_its_word() {
         let was = record().stamp;
-        let changed = |now: Stamp| was.difference(&now);
-        assert_eq!(changed(Stamp { device: 99, ..was }), None);
-        assert_eq!(changed(Stamp { bytes: 99, ..was }), Some("its length has changed"));
-        assert_eq!(changed(Stamp { inode: was.inode + 1, ..was }), Some("it was replaced by another file"));
-        assert_eq!(changed(Stamp { modified: 1, ..was }), Some("it was written to"));
-        assert_eq!(changed(Stamp { changed: 1, ..was }), Some("its attributes were changed"));
+        let changed = |now: FileStamp| was.difference(&now);
+        assert_eq!(changed(FileStamp { device: 99, ..was }), None);
+        assert_eq!(changed(FileStamp { bytes: 99, ..was }), Some("its length has changed"));
+        assert_eq!(
+            changed(FileStamp { inode: was.inode + 1, ..was }),
+            Some("it was replaced by another file")
+        );
+        assert_eq!(changed(FileStamp { modified: 1, ..was }), Some("it was written to"));
+        assert_eq!(changed(FileStamp { changed: 1, ..was }), Some("its attributes were changed"));
     }
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use tandem_sources::{ResolvedFile, Sha256Hex};
+use tandem_worker_api::FileStamp;
 use tokio::sync::{broadcast, watch};
 
 use crate::error::{Changed, StoreError, VerifyError, at};
@@ -26,7 +27,7 @@ use crate::journal;
 use crate::partial::Partial;
 use crate::pieces::Cut;
 use crate::progress::Progress;
-use crate::record::{BadRecord, Record, Stamp};
+use crate::record::{BadRecord, Record};
 
 /// The format of the folder that this release writes.
 const FORMAT: u32 = 1;
@@ -97,7 +98,7 @@ struct Inner {
     known: RwLock<BTreeMap<Sha256Hex, Arc<Record>>>,
     on_their_way: Mutex<BTreeMap<Sha256Hex, Weak<Partial>>>,
     /// Files of other programs that were hashed and are none of those that were wanted.
-    refuted: Mutex<BTreeMap<PathBuf, (Stamp, Sha256Hex)>>,
+    refuted: Mutex<BTreeMap<PathBuf, (FileStamp, Sha256Hex)>>,
     /// Files of which a piece was read otherwise than it was verified, though their marks are as they were.
     suspects: Mutex<BTreeSet<Sha256Hex>>,
     /// Held while room for a file is taken.
@@ -177,6 +178,15 @@ impl Store {
     pub fn unchanged(&self, sha256: &Sha256Hex) -> Result<(), Changed> {
         let record = self.record(sha256).ok_or(Changed::Unknown(*sha256))?;
         self.changed(&record, &self.place(&record))
+    }
+
+    /// The marks of a file that is still the one that was verified: evidence for those who are about to read it.
+    ///
+    /// # Errors
+    /// As [`Store::unchanged`].
+    pub fn stamp(&self, sha256: &Sha256Hex) -> Result<FileStamp, Changed> {
+        self.unchanged(sha256)?;
+        self.record(sha256).map(|record| record.stamp).ok_or(Changed::Unknown(*sha256))
     }
 
     /// Notes that a file is used now.
@@ -311,12 +321,12 @@ impl Store {
     pub(crate) fn refuted(&self, path: &Path, file: &ResolvedFile) -> bool {
         let refuted = self.0.refuted.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((stamp, found)) = refuted.get(path) else { return false };
-        let now = fs::metadata(path).map(|there| Stamp::of(&there));
+        let now = fs::metadata(path).map(|there| FileStamp::of(&there));
         now.is_ok_and(|now| stamp.difference(&now).is_none()) && *found != file.sha256
     }
 
     /// Remembers that a file of another program is none that was wanted.
-    pub(crate) fn note_refuted(&self, path: PathBuf, stamp: Stamp, found: Sha256Hex) {
+    pub(crate) fn note_refuted(&self, path: PathBuf, stamp: FileStamp, found: Sha256Hex) {
         let mut refuted = self.0.refuted.lock().unwrap_or_else(PoisonError::into_inner);
         if refuted.len() < MOST_REFUTED {
             refuted.insert(path, (stamp, found));
@@ -330,20 +340,20 @@ impl Store {
         bytes: u64,
         part: Sha256Hex,
         progress: &Progress,
-    ) -> Result<(Hashed, Stamp), StoreError> {
+    ) -> Result<(Hashed, FileStamp), StoreError> {
         let (path, part) = (path.to_owned(), progress.part(part, bytes));
         // Its end ends the reading, when whoever waits for it is gone.
         let waiting = Arc::new(());
         let gone = Arc::downgrade(&waiting);
         let hashing = tokio::task::spawn_blocking(move || {
             let file = File::open(&path).map_err(at(&path))?;
-            let before = Stamp::of(&file.metadata().map_err(at(&path))?);
+            let before = FileStamp::of(&file.metadata().map_err(at(&path))?);
             let seen = |at| {
                 part.set_done(at);
                 gone.strong_count() > 0
             };
             let hashed = hash_file(&file, &path, &Cut::of(bytes), seen)?;
-            let after = Stamp::of(&fs::metadata(&path).map_err(at(&path))?);
+            let after = FileStamp::of(&fs::metadata(&path).map_err(at(&path))?);
             if before.difference(&after).is_some() {
                 return Err(StoreError::Unsteady(path));
             }
@@ -433,7 +443,7 @@ impl Store {
         &self,
         sha256: &Sha256Hex,
         data: &Path,
-        record: impl FnOnce(Stamp) -> Record,
+        record: impl FnOnce(FileStamp) -> Record,
     ) -> Result<PathBuf, StoreError> {
         let file = File::open(data).map_err(at(data))?;
         file.set_permissions(Permissions::from_mode(0o400)).map_err(at(data))?;
@@ -443,7 +453,7 @@ impl Store {
         // The rename itself must survive a power cut, or the file is fetched twice.
         sync_folder(&self.0.whole)?;
         // Its marks are taken last: being renamed changes them.
-        let stamp = Stamp::of(&file.metadata().map_err(at(&path))?);
+        let stamp = FileStamp::of(&file.metadata().map_err(at(&path))?);
         self.remember(record(stamp))?;
         Ok(path)
     }
@@ -497,7 +507,7 @@ impl Store {
         let differs = |how| Err(Changed::Differs { path: path.to_owned(), how });
         match fs::metadata(path) {
             Err(_) => Err(Changed::Gone(path.to_owned())),
-            Ok(now) => match record.stamp.difference(&Stamp::of(&now)) {
+            Ok(now) => match record.stamp.difference(&FileStamp::of(&now)) {
                 Some(how) => differs(how),
                 None if self.suspects().contains(&record.sha256) => {
                     differs("a piece of it reads otherwise than it did")

@@ -6,8 +6,8 @@ mod spec;
 
 pub use digest::{NotADigest, PrefixDigest};
 pub use spec::{
-    KvCache, NotASha256, Numerics, PREFILL_ROWS, SamplingDefaults, Sha256Hex, SpecError, USUAL_MAX_SEQUENCES,
-    WeightFile, WorkerEndpoint, WorkerExit, WorkerSpec, batch_rows,
+    FileStamp, KvCache, NotASha256, Numerics, PREFILL_ROWS, SamplingDefaults, Sha256Hex, SpecError,
+    USUAL_MAX_SEQUENCES, WeightFile, WorkerEndpoint, WorkerExit, WorkerSpec, batch_rows,
 };
 
 #[allow(

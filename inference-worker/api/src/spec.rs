@@ -1,9 +1,13 @@
 //! What an agent tells a worker process, by files: its [`WorkerSpec`] in, its [`WorkerEndpoint`] and exit code out.
 
+mod stamp;
+
 use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use stamp::FileStamp;
 
 /// Rows of prompts in one step of a worker: long enough to be worth the weights that are read for it, short enough that
 /// those who decode do not wait long.
@@ -68,8 +72,11 @@ pub struct WorkerSpec {
 pub struct WeightFile {
     /// Absolute path.
     pub path: PathBuf,
-    /// What the file must hash to. The worker hashes it before anything parses it.
+    /// What the file must hash to. The worker hashes it before anything parses it, unless `verified` still holds.
     pub sha256: Sha256Hex,
+    /// The file's marks when somebody on this host hashed it and found `sha256`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<FileStamp>,
 }
 
 /// How keys and values are stored.

@@ -1,9 +1,13 @@
 //! Weight files as read-only memory: the pages belong to the page cache and are shared by every worker of the host.
 
+mod residency;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap};
+
+pub use residency::page_bytes;
 
 /// Why a file could not be mapped. Each names the path.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use inference_worker::loading::LoadError;
-use inference_worker::replica::{Port, ReplicaError, end_of_stdin};
+use inference_worker::replica::{Port, ReplicaError, end_of_stdin, read_spec};
 use inference_worker::scripted::load;
 use inference_worker::worker::{Settings, Worker};
 use tandem_engine::scheduler::scripted::{Pace, Script};
@@ -65,9 +65,7 @@ fn main() -> ExitCode {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn serve(args: &Args) -> Result<(), ReplicaError> {
-    let json = std::fs::read(&args.spec)
-        .map_err(|source| ReplicaError::SpecFile { path: args.spec.clone(), source })?;
-    let spec = WorkerSpec::parse(&json)?;
+    let spec = read_spec(&args.spec)?;
     let script = script(args, &spec);
     let settings = Settings::of(&spec, Duration::from_secs(args.grace_seconds));
     let port = Port::open(&spec.credentials_dir, spec.listen).await?;

@@ -7,3 +7,4 @@ mod replica;
 mod scripted;
 mod serve;
 mod support;
+mod warm;

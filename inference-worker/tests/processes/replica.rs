@@ -2,13 +2,14 @@
 
 use std::io::Read;
 
-use crate::support::{Cluster, Replica, attempt, exit, generate, read, request};
+use crate::support::{Cluster, PATIENCE, Replica, attempt, exit, generate, read, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tandem_pki::Identity;
 use tandem_worker_api::{
-    AttachRequest, CancelRequest, ChatPrompt, Frame, GenerateRequest, HealthRequest, PrefixDigest, Resume,
-    Sampling, WorkerExit, finished::Reason, generate_event::Event, generate_request::Prompt, rejected::Code,
+    AttachRequest, CancelRequest, ChatPrompt, FileStamp, Frame, GenerateRequest, HealthRequest, PrefixDigest,
+    Resume, Sampling, Sha256Hex, WorkerExit, finished::Reason, generate_event::Event,
+    generate_request::Prompt, health_report::State, rejected::Code,
 };
 use tonic::Code as Grpc;
 
@@ -168,6 +169,44 @@ async fn bad_specs_and_bad_weights_end_with_their_own_codes() {
         assert_eq!(status.code(), Some(code.code().into()), "{text}");
         assert!(text.contains(words), "`{words}` is not in: {text}");
     }
+}
+
+/// A copy that has computed nothing yet pays for its first token with page faults: whoever asks first would wait for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_says_ready_only_after_a_token_of_its_own() {
+    let cluster = Cluster::new();
+    let replica = cluster.replica("w-1").await;
+    let mut client = cluster.dial(&replica, &Identity::gateway("edge").unwrap()).await;
+    let mut health = client.health(HealthRequest { interval_ms: 10 }).await.unwrap().into_inner();
+    let ready = async {
+        loop {
+            let report = health.message().await.unwrap().unwrap();
+            match report.state() {
+                State::Ready => return report,
+                State::Loading => {}
+                other => panic!("{other:?}: {}", report.message),
+            }
+        }
+    };
+    let report = tokio::time::timeout(PATIENCE, ready).await.expect("the worker does not get ready");
+    assert!(report.ticks > 0, "it was asked for nothing, and no layer was computed before it said so");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_are_hashed_unless_they_are_untouched_since_they_were() {
+    let cluster = Cluster::new();
+    let (mut spec, endpoint_file) = cluster.spec("w-1");
+    // Only who does not look can believe it.
+    spec["files"][0]["sha256"] = Sha256Hex::from([7; 32]).to_string().into();
+    let stamp = FileStamp::read(&cluster.model).unwrap();
+    spec["files"][0]["verified"] = serde_json::to_value(stamp).unwrap();
+    let replica = cluster.replica_of("w-1", &spec, &endpoint_file).await;
+    cluster.gateway(&replica).await;
+
+    let earlier = FileStamp { modified: stamp.modified - 1, ..stamp };
+    spec["files"][0]["verified"] = serde_json::to_value(earlier).unwrap();
+    let mut child = cluster.spawn("w-1", &spec, &[]);
+    assert_eq!(exit(&mut child).await.code(), Some(WorkerExit::BadWeights.code().into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

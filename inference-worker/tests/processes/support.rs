@@ -1,7 +1,9 @@
 //! Real worker processes with a random model, certificates of a throw-away authority, and clients that dial them.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -227,6 +229,18 @@ pub(crate) async fn read(stream: &mut Streaming<GenerateEvent>, frames: usize) -
 pub(crate) async fn generate(client: &mut WorkerClient<Channel>, request: GenerateRequest) -> Said {
     let mut stream = client.generate(request).await.unwrap().into_inner();
     read(&mut stream, usize::MAX).await
+}
+
+/// What a process logs, as far as it has come.
+pub(crate) fn log_of(child: &mut Child) -> Arc<Mutex<String>> {
+    let log = Arc::new(Mutex::new(String::new()));
+    let (lines, written) = (BufReader::new(child.stderr.take().unwrap()).lines(), log.clone());
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            written.lock().unwrap().push_str(&line);
+        }
+    });
+    log
 }
 
 /// How a process ends.

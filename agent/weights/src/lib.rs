@@ -9,6 +9,7 @@ mod doubt;
 mod download;
 mod error;
 mod fetch;
+mod folder;
 mod hash;
 mod journal;
 mod partial;

@@ -1,6 +1,6 @@
 //! A host's weights on disk, each file under its own hash: whole and verified, or not there. Shared by all deployments.
 //!
-//! Layout, of a version that `FORMAT` holds:
+//! Layout, of a version that the file `FORMAT` holds:
 //! - `sha256/HASH`: whole, verified, readable by their owner only;
 //! - `pieces/HASH`: the record of a verified file, its pieces' digests and the marks by which a change is noticed. A file in
 //!   `sha256/` without one is hashed before it is used. When it was used last is the record's own modification time;
@@ -16,21 +16,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tandem_sources::{ResolvedFile, Sha256Hex};
 use tandem_worker_api::FileStamp;
 use tokio::sync::{broadcast, watch};
 
 use crate::error::{Changed, StoreError, VerifyError, at};
+use crate::folder::{check_format, entries, lock, read_record, remove, sync_folder};
 use crate::hash::{Hashed, hash_file};
 use crate::journal;
 use crate::partial::Partial;
 use crate::pieces::Cut;
 use crate::progress::Progress;
-use crate::record::{BadRecord, Record};
+use crate::record::Record;
 
-/// The format of the folder that this release writes.
-const FORMAT: u32 = 1;
 /// Files of other programs that are remembered to be none that was wanted.
 const MOST_REFUTED: usize = 10_000;
 /// Calls of other hosts that a fetch may be behind with; one that is further behind looks at all hosts.
@@ -578,68 +577,4 @@ fn nameless(sha256: Sha256Hex, path: PathBuf) -> StoredFile {
 
 fn modified(path: &Path) -> SystemTime {
     fs::metadata(path).and_then(|there| there.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-fn lock(folder: &Path) -> Result<Flock<File>, StoreError> {
-    let path = folder.join("LOCK");
-    let file = File::create(&path).map_err(at(&path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        nix::errno::Errno::EWOULDBLOCK => StoreError::InUse(folder.to_owned()),
-        error => at(&path)(error.into()),
-    })
-}
-
-fn check_format(folder: &Path) -> Result<(), StoreError> {
-    let path = folder.join("FORMAT");
-    match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::write(&path, format!("{FORMAT}\n")).map_err(at(&path))
-        }
-        Err(error) => Err(at(&path)(error)),
-        // A number that a kill left out is this format's: no other release wrote it without one.
-        Ok(text) => match text.trim().parse::<u32>().unwrap_or(FORMAT) {
-            found @ ..=FORMAT => {
-                tracing::debug!(found, "the weights folder's format");
-                Ok(())
-            }
-            found => Err(StoreError::Newer { path, found, known: FORMAT }),
-        },
-    }
-}
-
-/// A record, unless it is damaged: then its file is hashed again when it is wanted.
-fn read_record(path: &Path, name: &str) -> Result<Option<Record>, StoreError> {
-    let why = match Record::read(path) {
-        Ok(record) if record.sha256.to_string() == name => return Ok(Some(record)),
-        Err(BadRecord::Newer(found)) => {
-            return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
-        }
-        Err(BadRecord::Io(error)) => return Err(at(path)(error)),
-        Ok(_) => "it is another file's",
-        Err(BadRecord::Broken) => "it is damaged",
-    };
-    tracing::warn!(path = %path.display(), why, "a record of a file is not used; the file is hashed again");
-    fs::remove_file(path).map_err(at(path))?;
-    Ok(None)
-}
-
-/// The regular files of a folder, with their names.
-fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, StoreError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
-        found.push((entry.path(), entry.file_name().to_string_lossy().into_owned()));
-    }
-    Ok(found)
-}
-
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
-        _ => Ok(()),
-    }
 }

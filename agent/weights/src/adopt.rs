@@ -55,7 +55,8 @@ impl Store {
             }
         }
         // What can be mended of it is, piece by piece.
-        self.discard(&file.sha256)?;
+        let sha256 = file.sha256;
+        self.apart(move |store| store.discard(&sha256)).await?;
         Ok(None)
     }
 
@@ -80,7 +81,8 @@ impl Store {
                     let cut = Cut::of(file.bytes);
                     let names = (&*file.name, "found on this host");
                     let reference = Some(path.clone());
-                    self.remember(Record::new(file.sha256, cut, hashed.digests, stamp, names, reference))?;
+                    let record = Record::new(file.sha256, cut, hashed.digests, stamp, names, reference);
+                    self.apart(|store| store.remember(record)).await?;
                     return Ok(Some(path));
                 }
                 Ok((hashed, stamp)) => self.note_refuted(path, stamp, hashed.sha256),
@@ -144,19 +146,20 @@ impl Store {
             }
             None => {
                 let reference = Some(path.to_owned());
-                self.remember(Record::new(sha256, cut, digests, stamp, (&name, &origin), reference))?;
+                let record = Record::new(sha256, cut, digests, stamp, (&name, &origin), reference);
+                self.apart(|store| store.remember(record)).await?;
             }
             Some(made) => {
-                let (store, name) = (self.clone(), name.clone());
-                let placing = tokio::task::spawn_blocking(move || {
-                    let path = store.keep(&sha256, &made, |stamp| {
+                let name = name.clone();
+                let placing = self.apart(move |store| {
+                    store.keep(&sha256, &made, |stamp| {
                         Record::new(sha256, cut, digests, stamp, (&name, &origin), None)
-                    });
-                    // It has another name now, or is removed.
-                    path.map(|_| std::mem::forget(made))
+                    })?;
+                    // It has another name now.
+                    std::mem::forget(made);
+                    store.clear_partial(&sha256)
                 });
-                placing.await.expect("placing a file does not panic")?;
-                self.clear_partial(&sha256)?;
+                placing.await?;
             }
         }
         let stored = self.record(&sha256).map(|record| self.stored(&record));

@@ -196,7 +196,7 @@ impl Fetcher {
             found = self.doubt(order, &partial, part, found).await?;
         }
         if found != order.file.sha256 {
-            partial.remove()?;
+            self.0.store.apart(move |_| partial.remove()).await?;
             let (name, expected) = (order.file.name.clone(), order.file.sha256);
             return Err(FetchError::WrongDigest { name, expected, found });
         }
@@ -247,7 +247,7 @@ impl Fetcher {
             return Err(FetchError::WrongDigest { name, expected, found });
         }
         let (file, origin) = (file.clone(), order.source.to_string());
-        let path = self.in_place(move |store| {
+        let path = self.0.store.apart(move |store| {
             let path = store.keep(&file.sha256, &made, |stamp| {
                 let cut = Cut::of(file.bytes);
                 Record::new(file.sha256, cut, hashed.digests, stamp, (&file.name, &origin), None)
@@ -255,33 +255,24 @@ impl Fetcher {
             // It has another name now.
             std::mem::forget(made);
             store.clear_partial(&file.sha256)?;
-            Ok(path)
+            Ok::<_, StoreError>(path)
         });
-        path.await.map(Some)
+        Ok(Some(path.await?))
     }
 
     /// Moves a file whose sha256 is right to its place.
     async fn place(&self, order: &Order, partial: Arc<Partial>) -> Result<PathBuf, FetchError> {
         partial.quiet().await;
         let (name, origin) = (order.file.name.clone(), order.source.to_string());
-        self.in_place(move |store| {
+        let placing = self.0.store.apart(move |store| {
             let digests = partial.have().digests.iter().map(|digest| digest.expect("all are here")).collect();
             let path = store.keep(&partial.sha256, &partial.path, |stamp| {
                 Record::new(partial.sha256, partial.cut, digests, stamp, (&name, &origin), None)
             })?;
             partial.remove_journal()?;
-            Ok(path)
-        })
-        .await
-    }
-
-    async fn in_place(
-        &self,
-        work: impl FnOnce(Store) -> Result<PathBuf, StoreError> + Send + 'static,
-    ) -> Result<PathBuf, FetchError> {
-        let store = self.0.store.clone();
-        let placing = tokio::task::spawn_blocking(move || work(store));
-        Ok(placing.await.expect("placing a file does not panic")?)
+            Ok::<_, StoreError>(path)
+        });
+        Ok(placing.await?)
     }
 
     pub(crate) fn shared(&self) -> &Shared {

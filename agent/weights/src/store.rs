@@ -270,7 +270,8 @@ impl Store {
         let names = record.as_ref().map_or(("", ""), |record| (&*record.name, &*record.origin));
         let reference = record.as_ref().and_then(|record| record.reference.clone());
         let cut = Cut::of(metadata.len());
-        self.remember(Record::new(sha256, cut, hashed.digests, stamp, names, reference))?;
+        let record = Record::new(sha256, cut, hashed.digests, stamp, names, reference);
+        self.apart(|store| store.remember(record)).await?;
         Ok(())
     }
 
@@ -361,6 +362,16 @@ impl Store {
         let hashed = hashing.await.expect("hashing does not panic");
         drop(waiting);
         hashed
+    }
+
+    /// Does what waits for the disk on a thread that may.
+    pub(crate) async fn apart<T: Send + 'static, E: Send + 'static>(
+        &self,
+        work: impl FnOnce(Self) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
+        let store = self.clone();
+        let working = tokio::task::spawn_blocking(move || work(store));
+        working.await.expect("no panic while files are moved and written down")
     }
 
     pub(crate) fn record(&self, sha256: &Sha256Hex) -> Option<Arc<Record>> {

@@ -1,7 +1,9 @@
 //! What no plan may do to warm copies: serve twice for one loss, leave fewer serving than shall, route to one that is only warm,
 //! or forget the memory that one will need.
 
-use tandem_crds::{InferenceDeployment, Standby, WorkloadMode, WorkloadSpec, WorkloadState};
+use std::collections::BTreeMap;
+
+use tandem_crds::{InferenceDeployment, Standby, WorkloadMode, WorkloadSpec, WorkloadState, WorkloadStatus};
 
 use super::Lint;
 use crate::input::HostObservation;
@@ -16,6 +18,15 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn is(&self, from: WorkloadMode, to: WorkloadMode) -> bool {
         (self.before.mode, self.after.mode) == (from, to)
+    }
+
+    /// Whether only mode and start number change, and what needs no start.
+    fn is_same_version(&self) -> bool {
+        let (before, after) = (self.before, self.after);
+        let mut alike = after.clone();
+        (alike.epoch, alike.mode, alike.memory_bytes) = (before.epoch, before.mode, before.memory_bytes);
+        (alike.source, alike.sampling) = (before.source.clone(), before.sampling.clone());
+        alike == *before
     }
 }
 
@@ -38,7 +49,9 @@ impl Lint<'_> {
                     findings
                         .push(format!("{id} reserves another memory when it serves than while it is warm"));
                 }
-                if turn.is(WorkloadMode::Serve, WorkloadMode::Warm) && (hot || serving < replicas) {
+                // A copy of an older version that serves nobody is replaced by whatever is asked for now.
+                let takes = turn.is_same_version() || self.is_ready(turn);
+                if turn.is(WorkloadMode::Serve, WorkloadMode::Warm) && (hot || takes && serving < replicas) {
                     findings.push(format!("{name} has {serving} copies that serve, and {id} is made warm"));
                 }
                 if turn.is(WorkloadMode::Warm, WorkloadMode::Serve) && !hot {
@@ -56,7 +69,8 @@ impl Lint<'_> {
                             self.welcomes(deployment, &other.host) && self.serves(other).is_some()
                         })
                         .count();
-                    if there + promoted > replicas {
+                    let one_more = usize::from(self.has_a_spare(deployment, &alike));
+                    if there + promoted > replicas + one_more {
                         findings
                             .push(format!("{name} has {there} of {replicas}, and {promoted} are promoted"));
                     }
@@ -89,6 +103,31 @@ impl Lint<'_> {
             }
         }
         turns
+    }
+
+    /// Whether one of these copies could go and the promise would hold: then one more may serve, until that one is gone.
+    fn has_a_spare(&self, deployment: &InferenceDeployment, copies: &[&Turn]) -> bool {
+        let mut by_host: BTreeMap<&str, u32> = BTreeMap::new();
+        for copy in copies {
+            *by_host.entry(&copy.host).or_default() += 1;
+        }
+        by_host.keys().any(|host| {
+            let without = by_host.iter().map(|(other, count)| count - u32::from(other == host));
+            let mut without: Vec<u32> = without.collect();
+            without.sort_unstable_by(|a, b| b.cmp(a));
+            let failures = deployment.spec.redundancy.host_failures as usize;
+            without.iter().skip(failures).sum::<u32>() >= deployment.spec.replicas
+        })
+    }
+
+    /// Whether a workload serves before the plan.
+    fn is_ready(&self, turn: &Turn) -> bool {
+        let Some(HostObservation::Known(report)) = self.observation.hosts.get(&turn.host) else {
+            return false;
+        };
+        let same =
+            |status: &&WorkloadStatus| (&status.id, status.epoch) == (&turn.before.id, turn.before.epoch);
+        report.workloads.iter().find(same).is_some_and(|status| status.state == WorkloadState::Ready)
     }
 
     /// Whether a workload that is left as it is serves (true) or is about to (false); none if neither.

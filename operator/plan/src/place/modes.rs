@@ -48,6 +48,7 @@ impl<'a> One<'a> {
                 self.promote_for_those_that_are_gone();
                 if placing {
                     self.promote_for_those_that_never_were();
+                    self.promote_beside_a_spare();
                     self.demote_surplus();
                 }
             }
@@ -108,7 +109,45 @@ impl<'a> One<'a> {
         }
     }
 
+    /// A copy that the promise does not need can't go while it serves and no other does in its place: a warm one elsewhere is
+    /// told to, first.
+    fn promote_beside_a_spare(&mut self) {
+        let quiet = self.decision.start.is_empty()
+            && self.decision.stop.is_empty()
+            && self.decision.replace.is_empty()
+            && self.decision.promote.is_empty();
+        if !quiet || self.meant_to_serve() != self.replicas as usize {
+            return;
+        }
+        let stands_without = |index: &usize| self.has_promise(&self.standing(Some(*index)));
+        let Some(spare) = self.spares().find(stands_without) else { return };
+        let spare = self.wanted.copies[spare];
+        let elsewhere = |one: &Self, index: usize| {
+            let copy = &one.wanted.copies[index];
+            one.roles[index] == Role::Counted && copy.stands() && copy.host != spare.host
+        };
+        if let Some(index) = self.best_promotable(elsewhere) {
+            let reason = format!("{} is one more than needed, and goes once others serve", spare.workload.id);
+            self.decision.promote.push((index, reason));
+        }
+    }
+
+    /// Copies that serve and that the promise does not need.
+    fn spares(&self) -> impl Iterator<Item = usize> {
+        (0..self.wanted.copies.len()).filter(|index| {
+            let copy = &self.wanted.copies[*index];
+            let mut counted = self.counted.clone();
+            counted[copy.host] = counted[copy.host].saturating_sub(1);
+            let counts = self.roles[*index] == Role::Counted && !self.goes(*index);
+            counts && copy.is_ready() && self.has_promise(&counted)
+        })
+    }
+
     fn demote_surplus(&mut self) {
+        // One that is not needed at all stops, instead of being kept warm, once others serve.
+        if self.spares().next().is_some() {
+            return;
+        }
         while self.meant_to_serve() > self.replicas as usize {
             let candidates = (0..self.wanted.copies.len()).filter(|index| {
                 let copy = &self.wanted.copies[*index];

@@ -3,6 +3,7 @@
 //! Hosts differ by port and data folder. Everything lies in one temporary folder and ends with the [`Site`], also when
 //! a test fails.
 
+mod bulk;
 mod cli;
 mod client;
 mod process;
@@ -11,6 +12,7 @@ mod scene;
 mod site;
 mod tiny;
 
+pub use bulk::{BULK, BULK_FILE, BULK_QUANT, bulk_manifest, bulk_model};
 pub use cli::Cli;
 pub use client::{Client, Completion, Failure, Seam, Token};
 pub use process::Process;

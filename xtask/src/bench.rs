@@ -1,19 +1,29 @@
 //! `cargo xtask bench`: figures that anyone can measure again.
 
 mod quantiles;
+mod release;
 mod takeover;
+mod weights;
 
 use anyhow::Result;
 use clap::Subcommand;
+
+use self::release::Release;
 
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     /// Kill and freeze what serves a stream, at random tokens, and measure how long the client waits for the next one.
     Takeover(takeover::Options),
+    /// Fetch weights from a hub on loopback, held against dd and curl, and by several hosts at once. Builds for release.
+    Weights(weights::Options),
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Takeover(options) => takeover::run(options),
+        Bench::Weights(options) => match release::again()? {
+            Release::Ran => Ok(()),
+            Release::Here => weights::run(options),
+        },
     }
 }

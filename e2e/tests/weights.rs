@@ -68,7 +68,8 @@ fn a_private_model_is_fetched_with_a_token_that_nobody_sees_and_from_the_revisio
     // Without the secret it says which command makes it.
     let stalled = site.watch("infd/private", Duration::from_secs(30), |object| {
         condition(object, "Stalled").is_some_and(|stalled| {
-            stalled["status"] == "True" && stalled["message"].as_str().unwrap().contains("tandem secret set hub")
+            stalled["status"] == "True"
+                && stalled["message"].as_str().unwrap().contains("tandem secret set hub")
         })
     });
     assert!(stalled.is_ok(), "{}", site.tandem(&["describe", "infd/private"]).unwrap());

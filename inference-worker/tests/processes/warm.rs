@@ -125,9 +125,10 @@ async fn what_the_system_took_out_of_memory_is_noticed_and_read_back() {
     until_warm(&mut health, all_there).await;
     let pid = Pid::from_raw(kept.replica.child.id() as i32);
     kill(pid, Signal::SIGSTOP).unwrap();
-    posix_fadvise(&File::open(&path).unwrap(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    posix_fadvise(File::open(&path).unwrap(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
     let mapped = MappedFile::open(&path).unwrap();
-    assert_eq!(mapped.absent(0, usize::MAX).unwrap(), [0..BYTES], "it was not taken out");
+    let absent = mapped.absent(0, usize::MAX).unwrap();
+    assert_eq!(absent, std::slice::from_ref(&(0..BYTES)), "it was not taken out");
     kill(pid, Signal::SIGCONT).unwrap();
     // Nothing but that can have come from the disk.
     let warmth =

@@ -55,6 +55,8 @@ impl MappedFile {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use std::io::Write;
 
     use super::*;
@@ -90,8 +92,8 @@ mod tests {
         file.as_file().sync_all().unwrap();
         let mapped = MappedFile::open(file.path()).unwrap();
         posix_fadvise(file.as_file(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-        assert_eq!(mapped.absent(0, usize::MAX).unwrap(), [0..bytes]);
-        assert_eq!(mapped.absent(3 * page + 5, page).unwrap(), [3 * page..5 * page]);
+        assert_eq!(mapped.absent(0, usize::MAX).unwrap(), from_ref(&(0..bytes)));
+        assert_eq!(mapped.absent(3 * page + 5, page).unwrap(), from_ref(&(3 * page..5 * page)));
 
         posix_fadvise(file.as_file(), 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
         let mut first = vec![0; page];

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use tandem_worker_api::{HealthReport, LoadProgress, Warmth, WeightFile, WorkerSpec, health_report::State};
@@ -25,8 +25,8 @@ use crate::worker::{Load, WorkerFailure};
 use pages::{Pages, Pass, Rates};
 use patience::Patience;
 
-/// Looking takes at most one part in this many of a core's time.
-const LOOKING_SHARE: u32 = 20;
+/// Asking which pages are there takes at most one part in this many of a core's time.
+const ASKING_SHARE: u32 = 20;
 
 /// Arguments of `inference-worker warm`.
 #[derive(Debug, Args)]
@@ -157,7 +157,6 @@ fn keep(
     let mut patience = Patience::default();
     let mut last = None;
     loop {
-        let start = Instant::now();
         let touched = unchanged(&verified).err();
         if let Some(error) = &touched {
             tracing::warn!(%error, "weights are hashed again");
@@ -184,23 +183,31 @@ fn keep(
             );
         }
         // What the first pass had to read says nothing about memory.
-        let lost = last.map_or(pass.absent, |_: Pass| pass.absent_before);
+        let lost = last.map_or(pass.absent - pass.untold, |_: Pass| pass.absent_before);
         patience.looked(lost, pages.bytes());
         last = Some(pass);
-        let pause = patience.pause(every).max(start.elapsed() * LOOKING_SHARE);
+        let pause = patience.pause(every).max(pass.asking.saturating_mul(ASKING_SHARE));
         let warmth = Warmth {
             bytes_resident: pages.bytes() - pass.absent,
             bytes_total: pages.bytes(),
             disk_bytes_per_second: rates.disk(),
             memory_bytes_per_second: rates.memory(),
         };
-        warm.phase.send_replace(Phase::Warm(
-            warmth,
-            patience.words(lost, pages.bytes(), pause).unwrap_or_default(),
-        ));
+        let words = patience.words(lost, pages.bytes(), pause).or_else(|| untold(pass));
+        warm.phase.send_replace(Phase::Warm(warmth, words.unwrap_or_default()));
         match until_over.recv_timeout(pause) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
     }
+}
+
+fn untold(pass: Pass) -> Option<String> {
+    (pass.untold > 0).then(|| {
+        format!(
+            "this system does not tell whether {} MiB of the weights are in memory, since their files belong to another user: they \
+             count as if they were not; give the files to the user that the agent runs as",
+            pass.untold >> 20
+        )
+    })
 }

@@ -2,10 +2,11 @@
 //!
 //! They are read, not touched through the mapping: a file that somebody cuts off ends a read with a word, and a touch with SIGBUS.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ pub(super) struct Pages {
 struct Mapped {
     file: File,
     map: MappedFile,
+    /// Whether the system tells which of its pages are in memory.
+    told: bool,
 }
 
 /// What one look has found, in bytes.
@@ -39,16 +42,24 @@ struct Mapped {
 pub(super) struct Pass {
     /// Were not in memory.
     pub(super) absent_before: u64,
-    /// Are not although they were read.
+    /// Are not although they were read, or nobody tells.
     pub(super) absent: u64,
+    /// Of files of which the system does not tell.
+    pub(super) untold: u64,
+    /// What asking the system took, without reading.
+    pub(super) asking: Duration,
 }
 
 impl Pages {
     pub(super) fn open(files: &[WeightFile]) -> Result<Self, LoadError> {
         let open = |file: &WeightFile| {
             let map = MappedFile::open(&file.path)?;
+            let told = is_told(&file.path).map_err(unreadable(&file.path))?;
             let file = File::open(&file.path).map_err(unreadable(&file.path))?;
-            Ok(Mapped { file, map })
+            if !told {
+                tracing::warn!(path = %map.path().display(), "not owned by this user: the system does not tell what is in memory");
+            }
+            Ok(Mapped { file, map, told })
         };
         let files = files.iter().map(open).collect::<Result<Vec<_>, LoadError>>()?;
         let bytes = files.iter().map(|file| file.map.len() as u64).sum();
@@ -60,23 +71,25 @@ impl Pages {
         self.bytes
     }
 
-    /// Reads whatever is not in memory, in order, and looks what has become of it; none if it is over in between.
+    /// Reads whatever is not in memory, in order, and asks what has become of it; none if it is over in between.
     pub(super) fn read_in(
         &mut self,
         rates: &mut Rates,
         load: &Load,
         over: &impl Fn() -> bool,
     ) -> Result<Option<Pass>, LoadError> {
-        let mut pass = Pass { absent_before: 0, absent: 0 };
+        let untold = self.files.iter().filter(|file| !file.told).map(|file| file.map.len() as u64).sum();
+        let mut pass = Pass { absent_before: 0, absent: untold, untold, asking: Duration::ZERO };
         let mut sample = SAMPLE;
         load.done.store(0, Ordering::Relaxed);
-        for Mapped { file, map } in &self.files {
+        // Nothing is known of the others, and they are left as they are.
+        for Mapped { file, map, .. } in self.files.iter().filter(|file| file.told) {
             for start in (0..map.len()).step_by(PART) {
                 if over() {
                     return Ok(None);
                 }
                 let part = start..map.len().min(start + PART);
-                let absent = absent(map, &part)?;
+                let absent = absent(map, &part, &mut pass.asking)?;
                 pass.absent_before += length(&absent);
                 if !absent.is_empty() {
                     announce(map, part.end);
@@ -93,9 +106,10 @@ impl Pages {
         }
         if pass.absent_before > 0 {
             // Reading the later ones may have cost the earlier ones.
-            for Mapped { map, .. } in &self.files {
+            for Mapped { map, .. } in self.files.iter().filter(|file| file.told) {
                 for start in (0..map.len()).step_by(PART) {
-                    pass.absent += length(&absent(map, &(start..map.len().min(start + PART)))?);
+                    let part = start..map.len().min(start + PART);
+                    pass.absent += length(&absent(map, &part, &mut pass.asking)?);
                 }
             }
         }
@@ -103,8 +117,28 @@ impl Pages {
     }
 }
 
-fn absent(map: &MappedFile, part: &Range<usize>) -> Result<Vec<Range<usize>>, LoadError> {
-    map.absent(part.start, part.len()).map_err(unreadable(map.path()))
+/// Linux says of files that one neither owns nor may write to that all of them is in memory, whatever is.
+#[cfg(target_os = "linux")]
+fn is_told(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let owned = fs::metadata(path)?.uid() == fs::metadata("/proc/self")?.uid();
+    Ok(owned || File::options().write(true).open(path).is_ok())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_told(_: &Path) -> io::Result<bool> {
+    Ok(true)
+}
+
+fn absent(
+    map: &MappedFile,
+    part: &Range<usize>,
+    asking: &mut Duration,
+) -> Result<Vec<Range<usize>>, LoadError> {
+    let start = Instant::now();
+    let absent = map.absent(part.start, part.len()).map_err(unreadable(map.path()))?;
+    *asking += start.elapsed();
+    Ok(absent)
 }
 
 fn length(ranges: &[Range<usize>]) -> u64 {

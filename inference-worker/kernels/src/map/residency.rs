@@ -80,6 +80,7 @@ mod tests {
         use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
         use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
         use std::io::Read;
+        use std::slice::from_ref;
 
         let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         if fstatfs(file.as_file()).unwrap().filesystem_type() == TMPFS_MAGIC {

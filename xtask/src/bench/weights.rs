@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 use tandem_e2e::{BULK_FILE, BULK_QUANT, Layout, Programs, Site, bulk_manifest, bulk_model};
 use tandem_gguf::{GgmlType, Writer};
 use tandem_hub::{Content, Door, Hub, Options as HubOptions};
@@ -77,20 +78,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let programs = || -> Result<Programs> { Ok(Programs::in_dir(&programs::dir()?)) };
     let bytes = options.mebibytes << 20;
     let hub = runtime.block_on(Hub::start(HubOptions::default())).context("no hub")?;
-    let site = Site::start_with(programs()?, Layout { hosts: 1, gateways: 0 }, &["--mirror", &mirror(&hub)])?;
-    let one = One::new(&site, &hub, bytes)?;
+    let mut site =
+        Site::start_with(programs()?, Layout { hosts: 1, gateways: 0 }, &["--mirror", &mirror(&hub)])?;
+    let mut one = One::new(&mut site, &hub, bytes)?;
     let agent_peak_before = one.peak()?;
+    let mut agent_peak_after = 0;
     let (mut disk, mut network, mut curl, mut ours) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for run in 1..=options.runs {
         disk.push(one.dd()?);
         network.push(one.curl(None)?);
         curl.push(one.curl(Some(&one.scratch))?);
         ours.push(one.pull()?);
+        agent_peak_after = one.peak()?.max(agent_peak_after);
+        one.begin_again()?;
         let last = |way: &[f64]| way.last().copied().unwrap_or_default();
         let (d, n, c, o) = (last(&disk), last(&network), last(&curl), last(&ours));
         eprintln!("▸ run {run}: dd {d:.0}, curl to nowhere {n:.0}, curl to disk {c:.0}, tandem {o:.0} MB/s");
     }
-    let agent_peak_after = one.peak()?;
     drop(site);
     let spread = options.hosts.iter().map(|hosts| spread(&runtime, programs()?, *hosts, options));
     let spread = spread.collect::<Result<Vec<_>>>()?;
@@ -119,21 +123,22 @@ fn mirror(hub: &Hub) -> String {
 
 /// One host that fetches one large file, and what it is held against.
 struct One<'a> {
-    site: &'a Site,
+    site: &'a mut Site,
     url: String,
     bytes: u64,
     scratch: PathBuf,
 }
 
 impl<'a> One<'a> {
-    fn new(site: &'a Site, hub: &Hub, bytes: u64) -> Result<Self> {
+    fn new(site: &'a mut Site, hub: &Hub, bytes: u64) -> Result<Self> {
         let path = site.dir().join("large.gguf");
         large_file(&path, bytes)?;
         let content = Content::file(&path).context("the large file can't be read")?;
         let bytes = content.len();
         hub.publish(LARGE, [(BULK_FILE, content)]);
         let url = format!("{}{LARGE}/{BULK_FILE}", hub.url(Door::Web));
-        Ok(Self { site, url, bytes, scratch: site.dir().join("scratch") })
+        let scratch = site.dir().join("scratch");
+        Ok(Self { site, url, bytes, scratch })
     }
 
     fn rate(&self, start: Instant) -> f64 {
@@ -176,11 +181,19 @@ impl<'a> One<'a> {
         let source = format!("hf://{LARGE}");
         let start = Instant::now();
         self.site.tandem(&["models", "pull", &source, "--quant", BULK_QUANT])?;
-        let rate = self.rate(start);
-        self.site.tandem(&["models", "prune", "--all"])?;
-        let left = fs::read_dir(self.site.hosts[0].data.join("weights/sha256"))?.count();
-        ensure!(left == 0, "the file was not collected, so the next run would fetch nothing");
-        Ok(rate)
+        Ok(self.rate(start))
+    }
+
+    /// The same host without the file: what was pulled a moment ago is not pruned.
+    fn begin_again(&mut self) -> Result<()> {
+        let host = &mut self.site.hosts[0];
+        host.kill()?;
+        fs::remove_dir_all(host.data.join("weights"))?;
+        let name = format!("infh/{}", host.name);
+        self.site.start_agent(0)?;
+        let without = |host: &Value| host["status"]["weights"]["files"].as_array().is_some_and(Vec::is_empty);
+        self.site.watch(&name, LONGEST, without).with_context(|| format!("{name} does not come back"))?;
+        Ok(())
     }
 
     fn peak(&self) -> Result<u64> {

@@ -17,7 +17,7 @@ use crate::choose::{PeerView, View, scores};
 use crate::error::StoreError;
 use crate::error::{FetchError, is_full};
 use crate::fetch::{Order, Shared};
-use crate::partial::Partial;
+use crate::partial::{Partial, free_bytes};
 use crate::peers::{FIRST_NEWS_WITHIN, Remote};
 use crate::progress::Part;
 use crate::receive::{Bounds, Inflow, Pace, PieceError, Sink, receive};
@@ -80,6 +80,13 @@ struct Ended {
     from: Option<String>,
     result: Result<crate::Digest, PieceError>,
     took: Duration,
+}
+
+/// A fetch may be dropped at any moment, with what it has promised to others.
+impl Drop for Download<'_> {
+    fn drop(&mut self) {
+        self.partial.rest();
+    }
 }
 
 impl<'a> Download<'a> {
@@ -391,7 +398,7 @@ impl<'a> Download<'a> {
                 FetchError::DiskFull {
                     name: self.order.file.name.clone(),
                     needed: self.partial.cut.bytes(),
-                    free: 0,
+                    free: free_bytes(self.shared.store.partial_folder()).unwrap_or(0),
                     folder: self.shared.store.partial_folder().to_owned(),
                 }
             }

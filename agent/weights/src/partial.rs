@@ -190,6 +190,16 @@ impl Partial {
         self.have.send_if_modified(|have| std::mem::replace(&mut have.takes, takes) != takes);
     }
 
+    /// Nobody fetches it any more: other hosts need not wait for what was on its way.
+    pub(crate) fn rest(&self) {
+        self.have.send_if_modified(|have| {
+            let told = have.takes || !have.claims.is_empty();
+            have.takes = false;
+            have.claims.clear();
+            told
+        });
+    }
+
     /// Takes pieces back that turned out to be wrong. Those who were told of them learn it.
     pub(crate) fn withdraw(&self, pieces: &[u32]) {
         self.have.send_modify(|have| {

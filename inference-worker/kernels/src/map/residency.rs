@@ -55,8 +55,6 @@ impl MappedFile {
 
 #[cfg(test)]
 mod tests {
-    use std::slice::from_ref;
-
     use std::io::Write;
 
     use super::*;
@@ -80,8 +78,6 @@ mod tests {
         use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
         use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
         use std::io::Read;
-        use std::slice::from_ref;
-
         let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         if fstatfs(file.as_file()).unwrap().filesystem_type() == TMPFS_MAGIC {
             eprintln!("skipped: what_was_dropped_is_absent_until_it_is_read needs a folder on a disk");

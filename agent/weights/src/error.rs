@@ -30,6 +30,16 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// The disk took bytes and lost them before they were on it. Nobody can say which, so none are gone on with.
+    #[error(
+        "`{path}` can't be brought to the disk: look for errors of this disk in the system's log; the next fetch begins anew"
+    )]
+    Unsettled {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A downgrade.
     #[error(
         "`{path}` has format {found}, and this release knows up to {known}: start the newer release again, or use another data folder"
@@ -205,6 +215,11 @@ pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 pub(crate) fn at_byte(path: &Path, offset: u64) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Disk { path, offset, source }
+}
+
+pub(crate) fn unsettled(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Unsettled { path, source }
 }
 
 /// Whether a write failed for want of room.

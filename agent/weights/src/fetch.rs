@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::Peer;
 use crate::download::{Download, open};
-use crate::error::{FetchError, StoreError};
+use crate::error::{FetchError, StoreError, unsettled};
 use crate::hash::Follower;
 use crate::partial::Partial;
 use crate::peers::Dials;
@@ -266,9 +266,14 @@ impl Fetcher {
         let (name, origin) = (order.file.name.clone(), order.source.to_string());
         let placing = self.0.store.apart(move |store| {
             let digests = partial.have().digests.iter().map(|digest| digest.expect("all are here")).collect();
-            let path = store.keep(&partial.sha256, &partial.path, |stamp| {
+            let kept = store.keep(&partial.sha256, &partial.path, |stamp| {
                 Record::new(partial.sha256, partial.cut, digests, stamp, (&name, &origin), None)
-            })?;
+            });
+            // After a sync that failed the system may show bytes from memory that the disk does not have.
+            if matches!(kept, Err(StoreError::Unsettled { .. })) {
+                partial.remove()?;
+            }
+            let path = kept?;
             partial.remove_journal()?;
             Ok::<_, StoreError>(path)
         });
@@ -309,9 +314,12 @@ async fn settle(partial: Arc<Partial>) -> Result<(), StoreError> {
         let next = settled.saturating_add(stride).min(count);
         let there = have.wait_for(|have| have.log.len() >= next).await.map(|have| have.log.len());
         settled = there.expect("the file holds its sender");
-        let writing = partial.clone();
+        let (writing, leave) = (partial.clone(), partial.leave_to_write().await);
         let syncing = tokio::task::spawn_blocking(move || {
-            writing.file.sync_data().map_err(crate::error::at(&writing.path))
+            // The next fetch of the file waits for the leave, so that what is removed here is not its own.
+            let _leave = leave;
+            let synced = writing.file.sync_data().map_err(unsettled(&writing.path));
+            synced.or_else(|error| writing.remove().and(Err(error)))
         });
         syncing.await.expect("syncing does not panic")?;
     }

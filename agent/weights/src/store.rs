@@ -21,7 +21,7 @@ use tandem_sources::{ResolvedFile, Sha256Hex};
 use tandem_worker_api::FileStamp;
 use tokio::sync::{broadcast, watch};
 
-use crate::error::{Changed, StoreError, VerifyError, at};
+use crate::error::{Changed, StoreError, VerifyError, at, unsettled};
 use crate::folder::{check_format, entries, lock, read_record, remove, sync_folder};
 use crate::hash::{Hashed, hash_file};
 use crate::journal;
@@ -457,7 +457,7 @@ impl Store {
     ) -> Result<PathBuf, StoreError> {
         let file = File::open(data).map_err(at(data))?;
         file.set_permissions(Permissions::from_mode(0o400)).map_err(at(data))?;
-        file.sync_all().map_err(at(data))?;
+        file.sync_all().map_err(unsettled(data))?;
         let path = self.whole_path(sha256);
         fs::rename(data, &path).map_err(at(&path))?;
         // The rename itself must survive a power cut, or the file is fetched twice.

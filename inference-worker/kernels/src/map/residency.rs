@@ -78,6 +78,8 @@ mod tests {
         use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
         use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
         use std::io::Read;
+        use std::slice::from_ref;
+
         let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         if fstatfs(file.as_file()).unwrap().filesystem_type() == TMPFS_MAGIC {
             eprintln!("skipped: what_was_dropped_is_absent_until_it_is_read needs a folder on a disk");

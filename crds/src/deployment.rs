@@ -74,7 +74,6 @@ pub struct InferenceDeploymentSpec {
     #[serde(default = "one")]
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self >= 0 && self <= 64",
-        "messageExpression": r#""replicas is " + string(self) + "; use 0 (runs nothing) to 64""#,
         "message": "replicas is out of range; use 0 (runs nothing) to 64"
     }]))]
     pub replicas: u32,
@@ -215,14 +214,12 @@ pub struct ListedFile {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "!has(self.poolTokens) || self.poolTokens >= self.tokens",
-    "messageExpression": r#""poolTokens is " + string(self.poolTokens) + ", less than one longest sequence of " + string(self.tokens) + " tokens; raise poolTokens or lower tokens""#,
     "message": "poolTokens is less than tokens, so one longest sequence would not fit; raise poolTokens or lower tokens"
 }]))]
 pub struct Context {
     /// Longest sequence in tokens, prompt and answer together.
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self >= 16 && self <= 4194304",
-        "messageExpression": r#""context.tokens is " + string(self) + "; use 16 to 4194304""#,
         "message": "context.tokens is out of range; use 16 to 4194304"
     }]))]
     pub tokens: u32,
@@ -230,7 +227,6 @@ pub struct Context {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self <= 67108864",
-        "messageExpression": r#""context.poolTokens is " + string(self) + "; use at most 67108864""#,
         "message": "context.poolTokens is out of range; use at most 67108864"
     }]))]
     pub pool_tokens: Option<u32>,
@@ -264,7 +260,6 @@ pub struct Redundancy {
     /// How many hosts may vanish, whichever they are, and `replicas` copies remain.
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self >= 0 && self <= 8",
-        "messageExpression": r#""hostFailures is " + string(self) + "; use 0 to 8: each failure to survive costs at least one more host with a whole copy""#,
         "message": "hostFailures is out of range; use 0 to 8: each failure to survive costs at least one more host with a whole copy"
     }]))]
     pub host_failures: u32,
@@ -273,7 +268,6 @@ pub struct Redundancy {
     /// Seconds for which a silent host may come back before its copies are placed elsewhere.
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self >= 0 && self <= 86400",
-        "messageExpression": r#""replaceAfterSeconds is " + string(self) + "; use 0 to 86400 (a day)""#,
         "message": "replaceAfterSeconds is out of range; use 0 to 86400 (a day)"
     }]))]
     pub replace_after_seconds: u32,
@@ -369,7 +363,6 @@ pub struct Sampling {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self >= 0 && self <= 1000000",
-        "messageExpression": r#""topK is " + string(self) + "; use 0 (off) to 1000000""#,
         "message": "topK is out of range; use 0 (off) to 1000000"
     }]))]
     pub top_k: Option<u32>,

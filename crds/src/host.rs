@@ -37,7 +37,6 @@ use crate::deployment::{KvCache, ResolvedFile, Sampling};
 #[schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "self.term >= oldSelf.term",
-        "messageExpression": r#""term " + string(self.term) + " is older than " + string(oldSelf.term) + ": another operator leads; read the object again, and write only while leading""#,
         "message": "the term is older than the object's: another operator leads; read the object again, and write only while leading"
     },
     {

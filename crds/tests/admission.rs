@@ -56,7 +56,7 @@ fn with(mut object: Value, path: &str, value: Value) -> Value {
 fn cases() -> Vec<(Value, &'static str, Value, Value, &'static str)> {
     let deployments = [
         ("spec.quant", json!("UD-Q2_K_XL"), json!("../Q4"), "quant '../Q4' can't be part of a file name"),
-        ("spec.replicas", json!(0), json!(65), "replicas is 65; use 0 (runs nothing) to 64"),
+        ("spec.replicas", json!(0), json!(65), "replicas is out of range; use 0"),
         (
             "spec.model.name",
             json!("K2.5_a"),
@@ -129,30 +129,25 @@ fn cases() -> Vec<(Value, &'static str, Value, Value, &'static str)> {
             json!([{"name": "a.gguf", "sha256": "A".repeat(64)}]),
             "64 lowercase hexadecimal digits",
         ),
-        ("spec.context.tokens", json!(16), json!(8), "context.tokens is 8; use 16 to 4194304"),
-        (
-            "spec.context.poolTokens",
-            json!(4096),
-            json!(4095),
-            "poolTokens is 4095, less than one longest sequence of 4096",
-        ),
+        ("spec.context.tokens", json!(16), json!(8), "context.tokens is out of range; use 16 to 4194304"),
+        ("spec.context.poolTokens", json!(4096), json!(4095), "poolTokens is less than tokens"),
         (
             "spec.context.poolTokens",
             json!(67_108_864),
             json!(67_108_865),
-            "context.poolTokens is 67108865; use at most",
+            "context.poolTokens is out of range; use at most",
         ),
         (
             "spec.redundancy",
             json!({"hostFailures": 8}),
             json!({"hostFailures": 9}),
-            "hostFailures is 9; use 0 to 8: each failure",
+            "hostFailures is out of range; use 0 to 8: each failure",
         ),
         (
             "spec.redundancy",
             json!({"replaceAfterSeconds": 0}),
             json!({"replaceAfterSeconds": 86401}),
-            "replaceAfterSeconds is 86401; use 0 to 86400",
+            "replaceAfterSeconds is out of range; use 0 to 86400",
         ),
         (
             "spec.placement",
@@ -174,7 +169,12 @@ fn cases() -> Vec<(Value, &'static str, Value, Value, &'static str)> {
         ),
         ("spec.sampling", json!({"topP": "1.0"}), json!({"topP": "0"}), "topP is '0'; use a number above 0"),
         ("spec.sampling", json!({"minP": "0"}), json!({"minP": "1.0"}), "minP is '1.0'; use a number from 0"),
-        ("spec.sampling", json!({"topK": 0}), json!({"topK": 1_000_001}), "topK is 1000001; use 0 (off)"),
+        (
+            "spec.sampling",
+            json!({"topK": 0}),
+            json!({"topK": 1_000_001}),
+            "topK is out of range; use 0 (off)",
+        ),
         (
             "spec.sampling",
             json!({"repetitionPenalty": "1.05"}),
@@ -206,7 +206,7 @@ fn transitions() -> Vec<(Value, Value, &'static str)> {
             with(deployment(), "spec.model.name", json!("other")),
             "model.name is immutable, since clients ask for it: keep 'kimi-k2.5'",
         ),
-        (host(), with(host(), "spec.term", json!(3)), "term 3 is older than 4: another operator leads"),
+        (host(), with(host(), "spec.term", json!(3)), "the term is older than operator leads"),
         (host(), with(host(), "spec.generation", json!(8)), "within one term a host's generation only grows"),
     ]
 }

@@ -8,6 +8,7 @@ mod programs;
 mod sdk;
 mod steps;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ enum Task {
     Bench(bench::Bench),
     /// Hold the official OpenAI SDK for Python against `inference-worker serve` and a gateway; a step of `test`.
     Sdk,
+    /// Build the servers that tests run against, from the Go modules in e2e/tools, into the cache.
+    Tools(tools::Options),
     /// Write the CustomResourceDefinitions in crds/ from the Rust types.
     Crds,
 }
@@ -56,6 +59,7 @@ fn run(task: &Task) -> Result<()> {
             programs::build()?;
             sdk::run()
         }),
+        Task::Tools(options) => tools::build(options),
         Task::Crds => crds::write(),
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::steps::{Outcome, Steps, run};
-use crate::{cache, demo, sdk};
+use crate::{cache, demo, sdk, tools};
 
 /// The scripted worker, and the tests that need it. Programs are built with it too, so that nothing is built twice.
 const FEATURES: [&str; 2] = ["--features", "inference-worker/scripted"];
@@ -31,6 +31,7 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         run(cargo().args(clippy).args(FEATURES).args(["--", "-D", "warnings"]))
     })?;
     steps.step("licences, bans and sources", deny)?;
+    steps.step("test servers", tools::step)?;
     // The programs first: end-to-end tests start them, and Cargo builds no other package's programs for a test.
     steps.step("programs", || {
         run(cargo().args(["build", "--workspace", "--bins", "--quiet"]).args(FEATURES))

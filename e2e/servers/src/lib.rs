@@ -1,0 +1,19 @@
+//! Real servers for tests: etcd, Kubernetes control planes and nodes, built from the Go modules in `e2e/tools`.
+//!
+//! Every server is a process of its own with its data in a temporary folder and on ports that were free when it started; all end
+//! with the value that stands for them, also when a test fails.
+
+mod audit;
+mod control_plane;
+mod etcd;
+mod pki;
+mod port;
+mod process;
+pub mod tools;
+
+pub use audit::AuditEvent;
+pub use control_plane::{ControlPlane, Options, User};
+pub use etcd::Etcd;
+pub use port::free_port;
+pub use process::Server;
+pub use tools::{Minor, Tool, Tools};

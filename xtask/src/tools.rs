@@ -1,0 +1,35 @@
+//! Test servers, built once into the cache.
+
+use anyhow::Result;
+use clap::Args;
+use tandem_servers::{Tool, Tools};
+
+use crate::steps::Outcome;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only show where they are, or would be.
+    #[arg(long)]
+    paths: bool,
+}
+
+pub(crate) fn build(options: &Options) -> Result<()> {
+    let tools = Tools::find()?;
+    for tool in Tool::ALL {
+        let dir = if options.paths { tools.place(tool)? } else { tools.dir(tool)? };
+        println!("{}", dir.display());
+    }
+    Ok(())
+}
+
+/// All of them, as a step of `test`: what the system lacks is named before anything is built.
+pub(crate) fn step() -> Result<Outcome> {
+    for tool in Tool::ALL {
+        tool.check_system()?;
+    }
+    let tools = Tools::find()?;
+    for tool in Tool::ALL {
+        tools.dir(tool)?;
+    }
+    Ok(Outcome::Passed)
+}

@@ -127,7 +127,7 @@ impl Session {
                         Some(Down::Supply(supply)) => self.provide(supply),
                         Some(Down::Models(request)) => self.ask_models(request, &up, &mut models).await?,
                         Some(Down::EndModels(ended)) => drop(models.remove(&ended)),
-                        Some(Down::Trust(_)) | None => {
+                        None => {
                             tracing::warn!("the operator asks for something that this release does not know");
                         }
                     }

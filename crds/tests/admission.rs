@@ -206,7 +206,11 @@ fn transitions() -> Vec<(Value, Value, &'static str)> {
             with(deployment(), "spec.model.name", json!("other")),
             "model.name is immutable, since clients ask for it: keep 'kimi-k2.5'",
         ),
-        (host(), with(host(), "spec.term", json!(3)), "the term is older than operator leads"),
+        (
+            host(),
+            with(host(), "spec.term", json!(3)),
+            "the term is older than the object's: another operator leads",
+        ),
         (host(), with(host(), "spec.generation", json!(8)), "within one term a host's generation only grows"),
     ]
 }

@@ -294,7 +294,6 @@ impl Fleet for Fake {
             store: "embedded".into(),
             hosts: hosts.collect(),
             gateways: state.gateways.clone(),
-            operators: Vec::new(),
         }))
     }
 

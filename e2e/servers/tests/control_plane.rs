@@ -34,3 +34,24 @@ async fn three_members_of_etcd_survive_the_loss_of_one() {
     etcd.member(0).restart().unwrap();
     etcd.wait(0).unwrap();
 }
+
+#[tokio::test]
+async fn a_scaled_count_survives_that_the_manifest_is_applied_again() {
+    let plane = ControlPlane::start().await.unwrap();
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/tiny.yaml");
+    let replicas = || plane.kubectl(&["get", "infd/tiny-kimi", "-o", "jsonpath={.spec.replicas}"]).unwrap();
+    let generation =
+        || plane.kubectl(&["get", "infd/tiny-kimi", "-o", "jsonpath={.metadata.generation}"]).unwrap();
+    plane.kubectl(&["apply", "--server-side", "-f", manifest]).unwrap();
+    assert_eq!(replicas(), "1");
+    plane.kubectl(&["scale", "infd/tiny-kimi", "--replicas=3"]).unwrap();
+    let scaled = generation();
+    plane.kubectl(&["apply", "--server-side", "-f", manifest]).unwrap();
+    assert_eq!((replicas().as_str(), generation()), ("3", scaled));
+    let refused = plane.kubectl(&["scale", "infd/tiny-kimi", "--replicas=65"]).unwrap_err().to_string();
+    assert!(refused.contains("use 0 (runs nothing) to 64"), "{refused}");
+    let renamed = r#"{"spec": {"model": {"name": "other"}}}"#;
+    let refused = plane.kubectl(&["patch", "infd/tiny-kimi", "--type=merge", "-p", renamed]);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("model.name is immutable"), "{refused}");
+}

@@ -140,7 +140,6 @@ impl fleet_server::Fleet for Fleet {
             store: cluster.store.home().to_owned(),
             hosts: hosts.collect(),
             gateways: gateways.collect(),
-            operators: Vec::new(),
         }))
     }
 

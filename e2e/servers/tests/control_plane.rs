@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
-use tandem_servers::{ControlPlane, Etcd, User};
+use tandem_servers::{ControlPlane, Etcd, Options, User};
 
 #[tokio::test]
 async fn an_api_server_knows_our_resources_and_our_users_and_ends_with_its_test() {
@@ -54,4 +54,28 @@ async fn a_scaled_count_survives_that_the_manifest_is_applied_again() {
     let refused = plane.kubectl(&["patch", "infd/tiny-kimi", "--type=merge", "-p", renamed]);
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("model.name is immutable"), "{refused}");
+}
+
+#[tokio::test]
+async fn controllers_and_scheduler_run_and_a_namespace_with_a_deployment_goes_without_us() {
+    let options = Options { controller_manager: true, scheduler: true, ..Options::default() };
+    let plane = ControlPlane::start_with(options).await.unwrap();
+    let text = include_str!("../../../examples/tiny.yaml").replace("namespace: default", "namespace: llm");
+    let manifest = plane.dir().join("tiny.yaml");
+    std::fs::write(&manifest, text).unwrap();
+    plane.kubectl(&["create", "namespace", "llm"]).unwrap();
+    // Made by the controller manager, once it runs.
+    let made = ["wait", "--for=create", "--timeout=60s", "-n", "llm", "serviceaccount/default"];
+    plane.kubectl(&made).unwrap();
+    plane.kubectl(&["apply", "--server-side", "-f", manifest.to_str().unwrap()]).unwrap();
+    let pod = ["run", "lonely", "-n", "llm", "--image=none.invalid/none", "--restart=Never"];
+    plane.kubectl(&pod).unwrap();
+    // There is no node: it is the scheduler that says so.
+    let unscheduled =
+        ["wait", "--for=condition=PodScheduled=false", "--timeout=60s", "-n", "llm", "pod/lonely"];
+    plane.kubectl(&unscheduled).unwrap();
+    // No operator runs, and nothing of ours holds the namespace back.
+    plane.kubectl(&["delete", "namespace", "llm", "--timeout=60s"]).unwrap();
+    let gone = plane.kubectl(&["get", "infd", "--all-namespaces", "-o", "name"]).unwrap();
+    assert_eq!(gone, "");
 }

@@ -126,7 +126,13 @@ impl Session {
                         Some(Down::EndLogs(ended)) => logs.retain(|(request, _), _| *request != ended),
                         Some(Down::Supply(supply)) => self.provide(supply),
                         Some(Down::Models(request)) => self.ask_models(request, &up, &mut models).await?,
-                        Some(Down::EndModels(ended)) => drop(models.remove(&ended)),
+                        Some(Down::EndModels(ended)) => {
+                            if let Some(task) = models.remove(&ended) {
+                                // Waited for, so that nothing of it follows the answer to a later request.
+                                task.abort();
+                                task.await.unwrap_or_default();
+                            }
+                        }
                         None => {
                             tracing::warn!("the operator asks for something that this release does not know");
                         }

@@ -146,7 +146,7 @@ async fn a_manifest_that_breaks_a_rule_is_refused_in_words() {
     let mut misspelt = deployment("tiny");
     misspelt["spec"]["quantisation"] = json!("Q8_0");
     for (manifest, names) in
-        [(greedy, "hostFailures is 9"), (sourceless, "source"), (misspelt, "quantisation")]
+        [(greedy, "hostFailures is out of range"), (sourceless, "source"), (misspelt, "quantisation")]
     {
         let status = world.apply(manifest).await.unwrap_err();
         println!("{}", status.message());

@@ -1,7 +1,6 @@
 //! The servers' programs: Go modules under `e2e/tools`, each built once into a cache.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -214,18 +213,6 @@ impl Tools {
         Ok(Self { cache: cache.join("tools"), minor: Minor::wanted()? })
     }
 
-    /// The same with another minor of Kubernetes.
-    #[must_use]
-    pub fn of_minor(self, minor: Minor) -> Self {
-        Self { minor, ..self }
-    }
-
-    /// Which minor of Kubernetes they are of.
-    #[must_use]
-    pub fn minor(&self) -> Minor {
-        self.minor
-    }
-
     /// One program's path, building its tool first if it isn't there.
     ///
     /// # Errors
@@ -341,22 +328,4 @@ fn required(module: &Path, name: &str) -> Result<String> {
         _ => None,
     });
     versions.next().with_context(|| format!("{} requires no {name}", module.display()))
-}
-
-/// Whether this process may make namespaces, mounts and control groups: what nodes need.
-///
-/// # Errors
-/// Says what is missing.
-pub fn can_run_nodes() -> Result<()> {
-    ensure!(cfg!(target_os = "linux"), "nodes are made of Linux namespaces");
-    ensure!(nix::unistd::geteuid().is_root(), "nodes want root");
-    for program in ["ip", "nsenter", "unshare", "nft", "mount"] {
-        let found = env::var_os("PATH")
-            .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(OsStr::new(program)).is_file()));
-        ensure!(
-            found,
-            "{program} is not installed: nodes want the packages iproute2, util-linux and nftables"
-        );
-    }
-    Ok(())
 }

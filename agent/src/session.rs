@@ -133,7 +133,7 @@ impl Session {
                                 task.await.unwrap_or_default();
                             }
                         }
-                        None => {
+                        Some(Down::Trust(_)) | None => {
                             tracing::warn!("the operator asks for something that this release does not know");
                         }
                     }

@@ -132,6 +132,7 @@ mod tests {
                 url: "http://edge".into(),
                 connected: true,
             }],
+            operators: Vec::new(),
         };
         let deployment = json!({"metadata": {"name": "kimi", "namespace": "llm"}, "status": {"conditions": [
             {"type": "Ready", "status": "True"},

@@ -160,6 +160,7 @@ async fn a_request_that_cannot_be_signed_spends_no_token() {
         name: "mac-a".into(),
         csr_pem: "garbage".into(),
         addresses: Vec::new(),
+        service_account_token: String::new(),
     };
     assert_eq!(raw.join(request).await.unwrap_err().code(), Code::InvalidArgument);
     world.join_with(&token, Role::Host, "mac-a").await.unwrap();

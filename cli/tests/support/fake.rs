@@ -294,6 +294,7 @@ impl Fleet for Fake {
             store: "embedded".into(),
             hosts: hosts.collect(),
             gateways: state.gateways.clone(),
+            operators: Vec::new(),
         }))
     }
 

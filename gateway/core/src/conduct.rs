@@ -207,7 +207,7 @@ impl Conductor {
         match input {
             Input::Look => {}
             Input::Heard(attempt, event) => self.heard(now, attempt, event, replicas, &mut actions),
-            Input::Lost(attempt, loss) => self.lost(attempt, loss),
+            Input::Lost(attempt, loss) => self.lost(now, attempt, loss),
         }
         if !self.over {
             self.look(now, replicas, budget, &mut actions);
@@ -341,9 +341,13 @@ impl Conductor {
         self.rests = (self.rests + 1).min(MOST_RESTS);
     }
 
-    fn lost(&mut self, attempt: u32, loss: Loss) {
+    /// A broken connection is worth another attempt at once. A second loss is not: the replica may be dead before its
+    /// standing says so, and all fruitless attempts would be spent on it within a millisecond.
+    fn lost(&mut self, now: Duration, attempt: u32, loss: Loss) {
         if let Some(replica) = self.drop_run(attempt) {
-            self.failed.insert(replica);
+            if !self.failed.insert(replica.clone()) {
+                self.rest(now, replica);
+            }
             self.deaths += u32::from(loss == Loss::Broken);
         }
     }

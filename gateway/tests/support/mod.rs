@@ -49,7 +49,7 @@ pub fn table<'a>(workers: impl IntoIterator<Item = &'a Worker>) -> RouteTable {
         replicas: workers.into_iter().map(replica).collect(),
         ..ModelRoute::default()
     };
-    RouteTable { version: 1, models: vec![model], revoked: Vec::new() }
+    RouteTable { version: 1, models: vec![model], ..RouteTable::default() }
 }
 
 /// A gateway in front of workers, in this process.

@@ -82,6 +82,7 @@ pub async fn join(enrollment: &Enrollment) -> Result<Credentials, EnrollError> {
         name: enrollment.name.clone(),
         csr_pem: own.csr_pem,
         addresses: enrollment.addresses.clone(),
+        service_account_token: String::new(),
     };
     let answer = EnrollmentClient::new(channel)
         .join(request)

@@ -19,7 +19,7 @@ pub(super) fn publish(
             return false;
         }
         *version += 1;
-        *known = Arc::new(RouteTable { version: *version, models, revoked });
+        *known = Arc::new(RouteTable { version: *version, models, revoked, ..RouteTable::default() });
         true
     });
 }

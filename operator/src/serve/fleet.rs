@@ -140,6 +140,7 @@ impl fleet_server::Fleet for Fleet {
             store: cluster.store.home().to_owned(),
             hosts: hosts.collect(),
             gateways: gateways.collect(),
+            operators: Vec::new(),
         }))
     }
 

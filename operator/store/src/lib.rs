@@ -13,6 +13,7 @@ mod error;
 pub mod event;
 mod object;
 mod ownership;
+pub mod platform;
 mod revise;
 mod watch;
 
@@ -26,6 +27,7 @@ pub use embedded::EmbeddedStore;
 pub use error::{OwnedField, StoreError};
 pub use event::{Event, EventNote, Severity};
 pub use object::{API_VERSION, Key, Kind, Object, Selector, Version};
+pub use platform::Platform;
 pub use watch::{Watch, WatchEvent};
 
 /// Largest object, as JSON. Kubernetes' own limit is 1.5 MiB for a whole request.
@@ -107,6 +109,11 @@ impl std::fmt::Debug for Record {
 pub trait Store: Send + Sync + 'static {
     /// What this home is called in `tandem status`: `embedded`, `etcd`, `kubernetes`.
     fn home(&self) -> &'static str;
+
+    /// The Kubernetes cluster under this home, if there is one.
+    fn platform(&self) -> Option<&dyn Platform> {
+        None
+    }
 
     /// The object, if there is one.
     async fn get(&self, key: &Key) -> Result<Option<Object>, StoreError>;

@@ -383,10 +383,23 @@ fn every_wait_has_a_bound() {
 }
 
 #[test]
+fn a_dead_replica_that_still_looks_well_does_not_use_up_the_attempts() {
+    let mut world = World::new(&["a"], 6);
+    world.speak(0, 3);
+    world.lose(0, Loss::Broken);
+    world.lose(1, Loss::NotTaken);
+    assert_eq!(world.opened.len(), 2, "once more at once, and then it is left alone");
+    world.replicas[0].standing = CONVICT;
+    world.wait(Duration::from_secs(5));
+    assert_eq!((world.opened.len(), &world.failure), (2, &None));
+}
+
+#[test]
 fn attempts_that_bring_nothing_are_counted() {
     let mut world = World::new(&["a"], 6);
     for attempt in 0..Policy::default().fruitless {
         world.lose(attempt, Loss::NotTaken);
+        world.wait(Duration::from_secs(4));
     }
     assert!(matches!(world.failure, Some(Refusal::Unavailable { .. })));
     assert_eq!(world.opened.len() as u32, Policy::default().fruitless);

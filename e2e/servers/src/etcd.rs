@@ -99,6 +99,17 @@ impl Etcd {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Makes it forget all revisions before the newest.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn compact(&self) -> Result<()> {
+        let status = self.ctl(&["get", "/", "--limit=1", "--write-out=json"])?;
+        let status: serde_json::Value = serde_json::from_str(&status).context("etcdctl prints no JSON")?;
+        let revision = status["header"]["revision"].as_i64().context("etcd names no revision")?;
+        self.ctl(&["compaction", &revision.to_string()]).map(drop)
+    }
+
     /// Where its members keep their data and logs.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -122,6 +122,23 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The server that keeps the objects did not answer.
+    #[error("{server} does not answer")]
+    Unreachable {
+        /// The server.
+        server: String,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server that keeps the objects refuses, for a reason that is none of the object's.
+    #[error("the store refuses: {message}")]
+    Refused {
+        /// Its status, as HTTP's.
+        code: u16,
+        /// What it says.
+        message: String,
+    },
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,

@@ -169,6 +169,14 @@ fn write_over(object: &mut Value, stated: &Value) {
     }
 }
 
+/// Refuses what no home takes, whoever merges and admits afterwards.
+pub(crate) fn check_stated(manifest: &Value) -> Result<(), StoreError> {
+    let mut manifest = manifest.clone();
+    drop_nulls(&mut manifest);
+    check_known(&manifest)?;
+    check_metadata(&manifest)
+}
+
 fn check_metadata(object: &Value) -> Result<(), StoreError> {
     let Some(metadata) = object.get("metadata").and_then(Value::as_object) else { return Ok(()) };
     let mut problems: Vec<String> = metadata
@@ -186,7 +194,11 @@ fn check_metadata(object: &Value) -> Result<(), StoreError> {
 }
 
 /// A manifest that carries a version or a uid, since somebody read it, applies to that object only.
-fn check_preconditions(old: Option<&Object>, key: &Key, manifest: &Value) -> Result<(), StoreError> {
+pub(crate) fn check_preconditions(
+    old: Option<&Object>,
+    key: &Key,
+    manifest: &Value,
+) -> Result<(), StoreError> {
     let text = |name: &str| {
         manifest.pointer(&format!("/metadata/{name}")).and_then(Value::as_str).filter(|text| !text.is_empty())
     };

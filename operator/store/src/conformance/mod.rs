@@ -32,37 +32,38 @@ pub trait Home: Send + Sync {
     async fn compact(&self);
 }
 
-/// Tests of every case; the expression makes a fresh [`Home`].
+/// Tests of every case; the expression makes a fresh [`Home`]. With `in turn:` it is one test of all cases, one after the
+/// other, for homes whose servers are dear.
 #[macro_export]
 macro_rules! conformance {
-    ($home:expr) => {
-        $crate::conformance!(@room $home, objects: [
+    (@cases $how:ident $home:expr) => {
+        $crate::conformance!(@$how $home, objects: [
             what_is_created_is_found, defaults_are_filled_in, unknown_fields_are_refused_by_name, rules_of_the_types_hold,
             what_is_immutable_stays, a_huge_object_is_refused, names_are_checked, a_stale_write_is_refused,
             generation_counts_changes_of_spec, status_is_written_apart, a_write_of_nothing_changes_nothing,
             a_dry_run_changes_nothing, a_new_object_of_an_old_name_is_another, terms_never_go_back,
             a_read_manifest_applies_to_what_was_read,
         ]);
-        $crate::conformance!(@room $home, ownership: [
+        $crate::conformance!(@$how $home, ownership: [
             a_scaled_count_is_kept, a_stated_count_is_disputed, force_takes_over, fields_no_longer_stated_go,
             two_may_state_the_same, updates_take_what_they_change, labels_belong_to_managers,
         ]);
-        $crate::conformance!(@room $home, watches: [
+        $crate::conformance!(@$how $home, watches: [
             what_exists_then_a_bookmark, changes_come_in_order, a_watch_resumes, a_watch_from_too_long_ago_expires,
             a_removal_shows_the_last_state, only_what_is_meant, many_watches_see_the_same,
         ]);
-        $crate::conformance!(@room $home, leases: [
+        $crate::conformance!(@$how $home, leases: [
             one_holder, an_expired_lease_is_free, a_renewed_lease_holds, terms_grow, the_floor_is_passed, a_released_lease_is_free,
             a_lost_lease_stays_lost,
         ]);
-        $crate::conformance!(@room $home, notes: [
+        $crate::conformance!(@$how $home, notes: [
             repetitions_add_up, the_ring_is_bounded, notes_go_with_their_object,
         ]);
-        $crate::conformance!(@room $home, records: [
+        $crate::conformance!(@$how $home, records: [
             a_record_is_exchanged, one_of_two_takes_it, collections_are_apart,
         ]);
     };
-    (@room $home:expr, $room:ident: [$($case:ident),* $(,)?]) => {
+    (@apart $home:expr, $room:ident: [$($case:ident),* $(,)?]) => {
         mod $room {
             #[allow(unused_imports, reason = "the expression may need nothing of the outer module")]
             use super::*;
@@ -73,6 +74,18 @@ macro_rules! conformance {
                 }
             )*
         }
+    };
+    (@turn $home:expr, $room:ident: [$($case:ident),* $(,)?]) => {
+        $(
+            println!("{}: {}", stringify!($room), stringify!($case));
+            $crate::conformance::$room::$case(&$home).await;
+        )*
+    };
+    (in turn: $home:expr) => {
+        $crate::conformance!(@cases turn $home);
+    };
+    ($home:expr) => {
+        $crate::conformance!(@cases apart $home);
     };
 }
 

@@ -67,7 +67,7 @@ impl Session {
     pub(crate) async fn run(mut self) {
         let patience = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(2))
+            .with_max_delay(Duration::from_secs(1))
             .with_jitter()
             .without_max_times();
         let mut waits = patience.build();

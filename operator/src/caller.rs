@@ -5,6 +5,7 @@ use tandem_store::StoreError;
 use tonic::{Code, Request, Status};
 
 use crate::cluster::Cluster;
+use crate::relay::ON_BEHALF_OF;
 
 /// A host, by its certificate.
 pub(crate) fn host<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, Status> {
@@ -32,10 +33,16 @@ pub(crate) fn admin<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, 
 
 /// Anybody with a certificate of the cluster.
 pub(crate) fn identity<T>(cluster: &Cluster, request: &Request<T>) -> Result<Identity, Status> {
-    let identity = peer_identity(request)?;
+    let mut identity = peer_identity(request)?;
     if cluster.is_revoked(&peer_serial(request)?) {
         tracing::warn!(%identity, from = ?request.remote_addr(), "a revoked certificate was shown");
         return Err(Status::unauthenticated("this certificate was revoked: join again with a new token"));
+    }
+    // Another operator has checked who called it; nobody else may speak for others.
+    if let Some(caller) = request.metadata().get(ON_BEHALF_OF).filter(|_| identity == Identity::Operator) {
+        let caller = caller.to_str().ok().and_then(Identity::from_uri);
+        identity =
+            caller.ok_or_else(|| Status::invalid_argument("it is not said for whom this operator calls"))?;
     }
     Ok(identity)
 }

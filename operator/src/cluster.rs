@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::asked::Asked;
+use crate::lead::{Leader, Own};
 use crate::logs::LogRelay;
 use crate::membership;
 use crate::models::Models;
@@ -24,6 +25,8 @@ pub(crate) struct Cluster {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) authority: CertificateAuthority,
+    /// Who this operator is, to callers and to other operators.
+    pub(crate) own: Own,
     pub(crate) timing: Timing,
     pub(crate) sessions: Sessions,
     pub(crate) logs: LogRelay,
@@ -40,6 +43,8 @@ pub(crate) struct Cluster {
     revoked: RwLock<BTreeSet<String>>,
     /// Term while this operator leads.
     pub(crate) leading: watch::Sender<Option<u64>>,
+    /// Which operator leads.
+    pub(crate) leader: watch::Sender<Leader>,
     /// Makes the control loop look again.
     pub(crate) wake: Notify,
     /// Fires when the process is to end.
@@ -51,6 +56,7 @@ impl Cluster {
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         authority: CertificateAuthority,
+        own: Own,
         timing: Timing,
         sources: Sources,
         shutdown: CancellationToken,
@@ -60,6 +66,7 @@ impl Cluster {
             store,
             clock,
             authority,
+            own,
             timing,
             logs: LogRelay::default(),
             asked: Asked::default(),
@@ -70,6 +77,7 @@ impl Cluster {
             routes: watch::Sender::new(Arc::new(RouteTable::default())),
             revoked: RwLock::default(),
             leading: watch::Sender::new(None),
+            leader: watch::Sender::new(Leader::Unknown),
             wake: Notify::new(),
             shutdown,
         }
@@ -84,6 +92,18 @@ impl Cluster {
         let now = self.now();
         let since = Duration::try_from(now.duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default();
         SystemTime::UNIX_EPOCH + since
+    }
+
+    /// Ready when another operator leads.
+    pub(crate) fn no_longer_leads(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut leader = self.leader.subscribe();
+        async move {
+            while *leader.borrow_and_update() == Leader::Here {
+                if leader.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
     }
 
     /// Reads the list of revoked certificates anew.

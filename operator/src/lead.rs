@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tandem_pki::Credentials;
 use tandem_store::{Lease, StoreError};
 
 use crate::caller::chain;
@@ -12,30 +13,55 @@ use crate::cluster::Cluster;
 const LEASE: &str = "leader";
 /// How much earlier than the store a holder considers its lease over: clocks don't run alike.
 const MARGIN: u32 = 10;
+/// How often in a lease's length its holder renews it, and others look whether it is free.
+const RENEWALS: u32 = 3;
+const LOOKS: u32 = 6;
+
+/// Who leads, as far as this operator knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Leader {
+    /// It has not looked yet.
+    Unknown,
+    /// This operator: until another one is known to, even while it can't renew its lease and writes nothing.
+    Here,
+    /// Another operator, where it says that others reach it.
+    Elsewhere(String),
+}
 
 /// This operator's hold on leading.
 pub(crate) struct Leadership {
     cluster: Arc<Cluster>,
-    /// Differs from every other process that ever wanted to lead.
-    holder: String,
     held: Option<Held>,
 }
 
 struct Held {
     lease: Lease,
-    /// Until when it holds, counted from when its last renewal was *sent*.
+    /// When its last renewal was sent.
+    sent: Duration,
+    /// Until when it holds, counted from then.
     until: Duration,
 }
 
 impl Leadership {
     pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
-        let holder = format!("operator-{}", uuid::Uuid::new_v4());
-        Self { cluster, holder, held: None }
+        Self { cluster, held: None }
     }
 
-    /// How long until this has to be looked at again.
+    /// How long until the lease has to be looked at again.
     pub(crate) fn next_look(&self) -> Duration {
-        self.cluster.timing.lease / 3
+        let ttl = self.cluster.timing.lease;
+        match &self.held {
+            Some(held) => (held.sent + ttl / RENEWALS).saturating_sub(self.cluster.clock.elapsed()),
+            None => ttl / LOOKS,
+        }
+    }
+
+    /// Renews a held lease that is due, and takes a free one; the term while this operator leads.
+    pub(crate) async fn look(&mut self) -> Option<u64> {
+        if self.held.is_some() && !self.next_look().is_zero() {
+            return self.term();
+        }
+        self.keep(0, 0).await
     }
 
     /// Takes, renews or raises the lease; the term while this operator leads. A new term is above `newest`, the newest that
@@ -47,21 +73,28 @@ impl Leadership {
         let ttl = self.cluster.timing.lease;
         let raised = self.held.as_ref().is_some_and(|held| held.lease.term <= unknown);
         let newest = newest.max(unknown);
+        let holder = &self.cluster.own.holder();
         let mut outcome = match &self.held {
             Some(held) if !raised => self.cluster.store.renew(&held.lease).await.map(|()| held.lease.clone()),
-            _ => self.cluster.store.acquire(LEASE, &self.holder, ttl, newest).await,
+            _ => self.cluster.store.acquire(LEASE, holder, ttl, newest).await,
         };
         // It ran out, and nobody else has taken it: this operator may have been paused.
-        if matches!(&outcome, Err(StoreError::LeaseLost { holder, .. }) if *holder == self.holder) {
-            outcome = self.cluster.store.acquire(LEASE, &self.holder, ttl, newest).await;
+        if matches!(&outcome, Err(StoreError::LeaseLost { holder: other, .. }) if other == holder) {
+            outcome = self.cluster.store.acquire(LEASE, holder, ttl, newest).await;
         }
         match outcome {
-            Ok(lease) => self.held = Some(Held { lease, until: sent + ttl - ttl / MARGIN }),
+            Ok(lease) => {
+                self.held = Some(Held { lease, sent, until: sent + ttl - ttl / MARGIN });
+                self.leads(Leader::Here);
+            }
             Err(StoreError::LeaseLost { holder, term, .. }) => {
                 if before.is_some() {
                     tracing::warn!(holder, term, "another operator leads");
                 }
                 self.held = None;
+                if let Some(url) = url_of(&holder) {
+                    self.leads(Leader::Elsewhere(url.to_owned()));
+                }
             }
             // Held as long as the last renewal says, and no longer.
             Err(error) => tracing::warn!(error = chain(&error), "the lease can't be renewed"),
@@ -75,6 +108,19 @@ impl Leadership {
         }
         self.cluster.leading.send_if_modified(|known| std::mem::replace(known, term) != term);
         term
+    }
+
+    fn leads(&self, leader: Leader) {
+        let begins = leader == Leader::Here;
+        let changed = self.cluster.leader.send_if_modified(|known| {
+            let changed = *known != leader;
+            *known = leader.clone();
+            changed
+        });
+        if changed && begins {
+            // What hosts said to another operator was not silence.
+            self.cluster.sessions.listen_anew(self.cluster.clock.elapsed());
+        }
     }
 
     /// The term, if the lease still holds now.
@@ -95,4 +141,31 @@ impl Leadership {
         }
         self.cluster.leading.send_replace(None);
     }
+}
+
+/// Who this operator is to others.
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    /// Differs from every other process that ever wanted to lead.
+    pub(crate) name: String,
+    /// Where other operators reach it.
+    pub(crate) url: String,
+    /// Its certificate.
+    pub(crate) credentials: Credentials,
+}
+
+impl Own {
+    pub(crate) fn new(name: &str, url: &str, credentials: Credentials) -> Self {
+        let start = uuid::Uuid::new_v4().simple().to_string();
+        Self { name: format!("{name}-{}", &start[..8]), url: url.to_owned(), credentials }
+    }
+
+    /// As it stands in the lease: name and URL.
+    fn holder(&self) -> String {
+        format!("{} {}", self.name, self.url)
+    }
+}
+
+fn url_of(holder: &str) -> Option<&str> {
+    holder.split_once(' ').map(|(_, url)| url)
 }

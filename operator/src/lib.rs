@@ -13,6 +13,7 @@ mod logs;
 mod membership;
 mod models;
 mod reconcile;
+mod relay;
 mod run;
 mod secrets;
 mod serve;
@@ -22,7 +23,7 @@ mod sources;
 mod supply;
 
 pub use run::{Operator, start};
-pub use settings::{Settings, SourceSettings, Timing};
+pub use settings::{Settings, SourceSettings, StoreSettings, Timing};
 
 /// Owns what the operator writes into objects.
 pub(crate) const MANAGER: &str = "tandem-operator";

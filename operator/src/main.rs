@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tandem_operator::{Settings, SourceSettings, Timing};
+use tandem_operator::{Settings, SourceSettings, StoreSettings, Timing};
+use tandem_store::KubernetesOptions;
 use tracing_subscriber::EnvFilter;
 
 /// The control plane of Tandem: keeps what was asked for running on the hosts that there are.
@@ -28,6 +29,45 @@ struct Run {
     /// Folder of the store and of the first admin's credentials; made on the first start.
     #[arg(long, env = "TANDEM_OPERATOR_DATA_DIR")]
     data_dir: PathBuf,
+    /// Where the truth lives: in a file of the data folder, or in the Kubernetes cluster that the operator runs in.
+    #[arg(
+        long,
+        env = "TANDEM_OPERATOR_STORE",
+        value_enum,
+        default_value = "embedded",
+        help_heading = "Store"
+    )]
+    store: Home,
+    /// Kubeconfig of the cluster that is the store [default: the pod's own service account].
+    #[arg(long, env = "TANDEM_OPERATOR_KUBECONFIG", value_name = "FILE", help_heading = "Store")]
+    kubeconfig: Option<PathBuf>,
+    /// Namespace of the operator's own leases and private records.
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        value_name = "NAME",
+        default_value = "tandem-system",
+        help_heading = "Store"
+    )]
+    namespace: String,
+    /// Namespace of the agents' pods [default: the operator's].
+    #[arg(long, env = "TANDEM_OPERATOR_AGENTS_NAMESPACE", value_name = "NAME", help_heading = "Store")]
+    agents_namespace: Option<String>,
+    /// Namespace whose InferenceDeployments are meant; repeat it for several. Without it, all are.
+    #[arg(
+        long = "watch-namespace",
+        env = "TANDEM_OPERATOR_WATCH_NAMESPACE",
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Store"
+    )]
+    watch_namespaces: Vec<String>,
+    /// What this operator is called among the operators of a cluster, such as its pod's name.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// Where the other operators of a cluster reach this one [default: the first advertised address].
+    #[arg(long, env = "TANDEM_OPERATOR_PEER_URL", value_name = "URL")]
+    peer_url: Option<String>,
     /// Where to listen for agents, gateways and the CLI.
     #[arg(long, env = "TANDEM_OPERATOR_LISTEN", default_value = "0.0.0.0:7443")]
     listen: SocketAddr,
@@ -65,6 +105,14 @@ struct Run {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Home {
+    /// A file; one operator
+    Embedded,
+    /// Custom resources; any number of operators
+    Kubernetes,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
     /// For people
     Text,
@@ -88,6 +136,17 @@ fn main() -> ExitCode {
     mirrors.extend(run.hf_endpoint.map(|url| format!("hf://={}/", url.trim_end_matches('/'))));
     let settings = Settings {
         data_dir: run.data_dir,
+        store: match run.store {
+            Home::Embedded => StoreSettings::Embedded,
+            Home::Kubernetes => StoreSettings::Kubernetes(KubernetesOptions {
+                kubeconfig: run.kubeconfig,
+                agents_namespace: run.agents_namespace.unwrap_or_else(|| run.namespace.clone()),
+                namespace: run.namespace,
+                watch_namespaces: run.watch_namespaces,
+            }),
+        },
+        name: run.name,
+        peer_url: run.peer_url,
         listen: run.listen,
         advertise: run.advertise,
         timing: Timing::default(),

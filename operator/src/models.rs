@@ -379,7 +379,7 @@ mod tests {
 
     use jiff::Timestamp;
     use serde_json::json;
-    use tandem_pki::CertificateAuthority;
+    use tandem_pki::{CertificateAuthority, Identity};
     use tandem_store::{EmbeddedStore, ManualClock};
     use tokio_util::sync::CancellationToken;
 
@@ -394,10 +394,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
         let store = EmbeddedStore::open(&dir.path().join("store.redb"), clock.clone()).await.unwrap();
+        let now = SystemTime::now();
+        let authority = CertificateAuthority::create(now).unwrap();
+        let credentials =
+            authority.credentials(&Identity::Operator, &[], now, tandem_pki::OPERATOR_LIFETIME).unwrap();
         let cluster = Arc::new(Cluster::new(
             Arc::new(store),
             clock.clone(),
-            CertificateAuthority::create(SystemTime::now()).unwrap(),
+            authority,
+            crate::lead::Own::new("operator", "https://127.0.0.1:1", credentials),
             Timing::default(),
             Sources::new(&SourceSettings::default()).unwrap(),
             CancellationToken::new(),

@@ -20,7 +20,7 @@ use self::observe::Observed;
 use self::said::Said;
 use crate::caller::chain;
 use crate::cluster::Cluster;
-use crate::lead::Leadership;
+use crate::lead::{Leader, Leadership};
 use crate::models::{Found, Knowledge, Models};
 use crate::serve::ready;
 use crate::{secrets, supply};
@@ -95,24 +95,43 @@ struct Control {
 
 impl Control {
     async fn passes(&mut self) {
+        // By the clock that counts sleep.
+        let mut due = Duration::ZERO;
+        let mut woken = true;
         loop {
-            let sleep = match self.pass().await {
-                Ok(sleep) => sleep,
-                Err(error) if error.is_conflict() => {
-                    tracing::debug!(error = chain(&error), "somebody else was faster: planning anew");
-                    Duration::ZERO
-                }
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "a look at the cluster failed");
-                    AFTER_FAILURE
-                }
-            };
-            tokio::select! {
-                () = self.cluster.wake.notified() => {}
-                () = tokio::time::sleep(sleep.min(LONGEST_SLEEP)) => {}
+            // Another operator leads, or the next pass is not due: the lease alone is looked at.
+            let leads =
+                self.leadership.look().await.is_some() || *self.cluster.leader.borrow() == Leader::Here;
+            let elapsed = self.cluster.clock.elapsed();
+            if leads && (woken || elapsed >= due) {
+                due = self.cluster.clock.elapsed() + self.next().await;
             }
-            tokio::time::sleep(TOGETHER).await;
+            let planned = due.saturating_sub(self.cluster.clock.elapsed());
+            let sleep = if leads { planned } else { Duration::MAX }.min(self.leadership.next_look());
+            woken = tokio::select! {
+                () = self.cluster.wake.notified() => true,
+                () = tokio::time::sleep(sleep) => false,
+            };
+            if woken {
+                tokio::time::sleep(TOGETHER).await;
+            }
         }
+    }
+
+    /// One pass; how long until the next is due.
+    async fn next(&mut self) -> Duration {
+        let sleep = match self.pass().await {
+            Ok(sleep) => sleep,
+            Err(error) if error.is_conflict() => {
+                tracing::debug!(error = chain(&error), "somebody else was faster: planning anew");
+                Duration::ZERO
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "a look at the cluster failed");
+                AFTER_FAILURE
+            }
+        };
+        sleep.min(LONGEST_SLEEP)
     }
 
     /// One look at everything, and the next step; how long until the next look is due.
@@ -121,7 +140,7 @@ impl Control {
         let observed = observe::observe(&cluster).await?;
         let revoked = cluster.refresh_revoked().await?;
         let term = self.leadership.keep(observed.newest_term, observed.unknown_term).await;
-        let due = self.leadership.next_look().min(observed.next_change);
+        let due = observed.next_change;
         let credentials = credentials(&cluster, &observed).await?;
         let hosts: Vec<InferenceHost> = observed.hosts.values().map(|(_, host)| host.clone()).collect();
         let supply = |planned| supply::publish(&cluster, &hosts, planned, &observed.presence, &credentials);
@@ -172,11 +191,12 @@ impl Control {
             );
         }
         if self.leadership.term().is_some() {
-            apply::specs(&self.cluster, observed, plan).await?;
+            apply::specs(&self.cluster, &mut self.leadership, observed, plan).await?;
         }
         let mut due = Duration::MAX;
         if self.leadership.term().is_some() {
-            due = apply::statuses(&self.cluster, observed, plan, &mut self.written).await?;
+            due = apply::statuses(&self.cluster, &mut self.leadership, observed, plan, &mut self.written)
+                .await?;
             mark_hosts(&self.cluster, observed).await?;
         }
         Ok(due)

@@ -8,13 +8,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use tandem_pki::{Identity, OPERATOR_LIFETIME};
-use tandem_store::{EmbeddedStore, Store, SystemClock};
+use tandem_store::{Clock, EmbeddedStore, KubernetesStore, Store, SystemClock};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
-use crate::settings::Settings;
+use crate::lead::Own;
+use crate::settings::{Settings, StoreSettings};
 use crate::sources::Sources;
 use crate::{admin, authority, reconcile, serve};
 
@@ -80,8 +81,7 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     let sources = Sources::new(&settings.sources)?;
     make_private(&settings.data_dir)?;
     let clock = Arc::new(SystemClock);
-    let store: Arc<dyn Store> =
-        Arc::new(EmbeddedStore::open(&settings.data_dir.join("store.redb"), clock.clone()).await?);
+    let store = open_store(&settings, clock.clone()).await?;
     let now = SystemTime::now();
     let authority = authority::open(&*store, now).await?;
 
@@ -96,19 +96,36 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     admin::prepare(&settings.data_dir.join("admin"), &authority, &url, now)?;
 
     let shutdown = CancellationToken::new();
+    let own = Own::new(
+        settings.name.as_deref().unwrap_or("operator"),
+        settings.peer_url.as_deref().unwrap_or(&url),
+        credentials,
+    );
     let cluster = Arc::new(Cluster::new(
         Arc::clone(&store),
         clock,
         authority,
+        own,
         settings.timing,
         sources,
         shutdown.clone(),
     ));
     cluster.refresh_revoked().await?;
     let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
-    let server = tokio::spawn(async move { serve::run(cluster, listener, &credentials).await });
+    let server = tokio::spawn(async move { serve::run(cluster, listener).await });
     tracing::info!(%address, url, version = env!("CARGO_PKG_VERSION"), "operator listens");
     Ok(Operator { address, url, shutdown, store, server, control_loop })
+}
+
+async fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>> {
+    Ok(match &settings.store {
+        StoreSettings::Embedded => {
+            Arc::new(EmbeddedStore::open(&settings.data_dir.join("store.redb"), clock).await?)
+        }
+        StoreSettings::Kubernetes(options) => {
+            Arc::new(KubernetesStore::connect(options.clone(), clock).await?)
+        }
+    })
 }
 
 fn make_private(folder: &Path) -> Result<()> {

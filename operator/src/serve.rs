@@ -18,7 +18,7 @@ use tandem_control_api::fleet_server::FleetServer;
 use tandem_control_api::gateways_server::GatewaysServer;
 use tandem_control_api::objects_server::ObjectsServer;
 use tandem_control_api::secrets_server::SecretsServer;
-use tandem_pki::{ClientCertificates, Credentials};
+use tandem_pki::ClientCertificates;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -36,14 +36,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const STREAMS: u32 = 128;
 
 /// Serves until the cluster's shutdown fires.
-pub(crate) async fn run(
-    cluster: Arc<Cluster>,
-    listener: TcpListener,
-    credentials: &Credentials,
-) -> Result<(), tonic::transport::Error> {
+pub(crate) async fn run(cluster: Arc<Cluster>, listener: TcpListener) -> Result<(), tonic::transport::Error> {
     let shutdown = cluster.shutdown.clone();
     Server::builder()
-        .tls_config(credentials.server_tls(ClientCertificates::Optional))?
+        .tls_config(cluster.own.credentials.server_tls(ClientCertificates::Optional))?
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .max_concurrent_streams(STREAMS)

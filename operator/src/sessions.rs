@@ -110,6 +110,11 @@ impl Sessions {
         self.lock().attention.look(elapsed);
     }
 
+    /// This operator begins to lead: hosts get their time to be heard from now on.
+    pub(crate) fn listen_anew(&self, elapsed: Duration) {
+        self.lock().attention = Attention::new(elapsed);
+    }
+
     /// These hosts exist: listens for each, and forgets others.
     pub(crate) fn expect(&self, hosts: &[String]) {
         let mut inner = self.lock();

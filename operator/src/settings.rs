@@ -4,11 +4,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tandem_store::KubernetesOptions;
+
 /// Where an operator keeps its data and where it answers.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Folder of the store and of the first admin's credentials.
+    /// Folder of an embedded store and of the first admin's credentials.
     pub data_dir: PathBuf,
+    /// Where the truth lives.
+    pub store: StoreSettings,
+    /// What this operator is called among others; none: `operator`. Every start adds letters of its own.
+    pub name: Option<String>,
+    /// Where other operators of the cluster reach this one; none: where it says that everybody does.
+    pub peer_url: Option<String>,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// IP addresses and DNS names at which agents, gateways and people reach this operator. The first one is written into the
@@ -18,6 +26,16 @@ pub struct Settings {
     pub timing: Timing,
     /// Where models may come from, and how they are reached.
     pub sources: SourceSettings,
+}
+
+/// Where the truth lives.
+#[derive(Debug, Clone, Default)]
+pub enum StoreSettings {
+    /// In a file of the data folder: one operator, on one machine.
+    #[default]
+    Embedded,
+    /// In a Kubernetes cluster.
+    Kubernetes(KubernetesOptions),
 }
 
 /// Where models may come from, and how they are reached. By default from everywhere, trusting what the system trusts.
@@ -54,7 +72,7 @@ impl Default for Timing {
             report_interval: Duration::from_secs(1),
             silent_after: Duration::from_secs(5),
             boot_grace: Duration::from_secs(10),
-            lease: Duration::from_secs(10),
+            lease: Duration::from_secs(3),
         }
     }
 }

@@ -6,6 +6,7 @@
 mod audit;
 mod control_plane;
 mod etcd;
+mod fault;
 mod pki;
 mod port;
 mod process;
@@ -14,6 +15,7 @@ pub mod tools;
 pub use audit::AuditEvent;
 pub use control_plane::{ControlPlane, Options, User};
 pub use etcd::Etcd;
+pub use fault::{Fault, FaultProxy};
 pub use port::free_port;
 pub use process::Server;
 pub use tools::{Minor, Tool, Tools};

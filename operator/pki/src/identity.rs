@@ -125,7 +125,9 @@ impl Identity {
         }
     }
 
-    fn from_uri(uri: &str) -> Option<Self> {
+    /// Reads what [`Identity::uri`] writes.
+    #[must_use]
+    pub fn from_uri(uri: &str) -> Option<Self> {
         let mut parts = uri.strip_prefix("tandem://")?.split('/');
         let identity = match (parts.next()?, parts.next(), parts.next()) {
             ("operator", None, None) => Self::Operator,

@@ -14,14 +14,24 @@ use super::observe::Observed;
 use super::said::Said;
 use crate::MANAGER;
 use crate::cluster::Cluster;
+use crate::lead::Leadership;
 
 /// How often figures of transfers are written, of however many hosts they are.
 const WHILE_MOVING: Duration = Duration::from_secs(5);
 
 /// Writes the specs of hosts, and notes each step that was taken.
-pub(super) async fn specs(cluster: &Cluster, observed: &Observed, plan: &Plan) -> Result<(), StoreError> {
+pub(super) async fn specs(
+    cluster: &Cluster,
+    leadership: &mut Leadership,
+    observed: &Observed,
+    plan: &Plan,
+) -> Result<(), StoreError> {
     for (host, spec) in &plan.specs {
         let Some((object, _)) = observed.hosts.get(host) else { continue };
+        // Many writes outlast a lease; who has lost it writes no more.
+        if leadership.look().await.is_none() {
+            return Ok(());
+        }
         let mut new = object.clone();
         new.json["spec"] = json(spec);
         cluster.store.replace(&new, MANAGER).await?;
@@ -41,6 +51,7 @@ pub(super) type Written = BTreeMap<DeploymentRef, Duration>;
 /// be all that has moved, are due.
 pub(super) async fn statuses(
     cluster: &Cluster,
+    leadership: &mut Leadership,
     observed: &Observed,
     plan: &Plan,
     written: &mut Written,
@@ -57,6 +68,9 @@ pub(super) async fn statuses(
         {
             due = due.min(WHILE_MOVING - since);
             continue;
+        }
+        if leadership.look().await.is_none() {
+            return Ok(due);
         }
         written.insert(key.clone(), now);
         cluster.store.replace_status(&object.key, &object.version, json(status)).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use serde_json::{Value, json};
 use tandem_control_api::agent_message::Message as Up;
+use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     AgentMessage, Certificate, CertifyRequest, HostSpec, OperatorMessage, Protocol, Role, Supply, Welcome,
@@ -23,6 +24,7 @@ use super::report::Reporter;
 use crate::caller::{self, chain, refusal};
 use crate::cluster::Cluster;
 use crate::membership;
+use crate::relay::Relay;
 use crate::sessions::Session;
 
 /// How long an agent may take to say Hello, and to take a message that waits for it.
@@ -40,6 +42,11 @@ impl agents_server::Agents for Agents {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Downstream>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            let mut leader = AgentsClient::new(relay.channel());
+            let answer = leader.session(relay.carry_stream(request)).await?;
+            return Ok(Response::new(Box::pin(relay.answers(answer))));
+        }
         let host = caller::host(&self.0, &request)?;
         let cluster = &self.0;
         let mut upstream = request.into_inner();
@@ -184,11 +191,16 @@ impl Conversation {
     async fn converse(&mut self) -> Ending {
         let mut reporter = Reporter::new(Arc::clone(&self.cluster), self.host.clone());
         let shutdown = self.cluster.shutdown.clone();
+        let other_leads = self.cluster.no_longer_leads();
+        tokio::pin!(other_leads);
         self.supplies.mark_changed();
         loop {
             tokio::select! {
                 () = self.session.replaced.cancelled() => {
                     return Ending::Tell(Status::aborted("this host has opened a newer session: two agents may run under one name"));
+                }
+                () = &mut other_leads => {
+                    return Ending::Tell(Status::unavailable("another operator leads now"));
                 }
                 () = shutdown.cancelled() => {
                     return Ending::Tell(Status::unavailable("this operator is ending"));

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use serde_json::{Value, json};
+use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest, LogChunk,
-    LogsRequest, ModelsRequest, Object, Role, StatusRequest, StatusResponse, fleet_server,
+    LogsRequest, ModelsRequest, Object, OperatorSummary, Role, StatusRequest, StatusResponse, fleet_server,
 };
 use tandem_pki::Identity;
 use tandem_store::{Key, Kind, Selector};
@@ -20,6 +21,7 @@ use super::objects::shown;
 use crate::caller::{self, refusal};
 use crate::cluster::Cluster;
 use crate::membership::{self, JoinRefused};
+use crate::relay::Relay;
 
 /// Owner of what a person asked of a host.
 const MANAGER: &str = "tandem-hosts";
@@ -117,6 +119,11 @@ impl fleet_server::Fleet for Fleet {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            let mut status = FleetClient::new(relay.channel()).status(relay.carry(request)).await?;
+            status.get_mut().operators.push(self.summary());
+            return Ok(status);
+        }
         caller::admin(&self.0, &request)?;
         let cluster = &self.0;
         let listing = cluster.store.list(&Selector::all(Kind::InferenceHost)).await.map_err(refusal)?;
@@ -140,11 +147,15 @@ impl fleet_server::Fleet for Fleet {
             store: cluster.store.home().to_owned(),
             hosts: hosts.collect(),
             gateways: gateways.collect(),
-            operators: Vec::new(),
+            operators: vec![self.summary()],
         }))
     }
 
     async fn models(&self, request: Request<ModelsRequest>) -> Result<Response<Self::ModelsStream>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            let answer = FleetClient::new(relay.channel()).models(relay.carry(request)).await?;
+            return Ok(Response::new(Box::pin(relay.answers(answer))));
+        }
         let admin = caller::admin(&self.0, &request)?;
         let request = request.into_inner();
         tracing::info!(%admin, hosts = ?request.hosts, ask = ?request.ask, "weights are asked about");
@@ -152,6 +163,10 @@ impl fleet_server::Fleet for Fleet {
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Chunks>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            let answer = FleetClient::new(relay.channel()).logs(relay.carry(request)).await?;
+            return Ok(Response::new(Box::pin(relay.answers(answer))));
+        }
         caller::admin(&self.0, &request)?;
         let request = request.into_inner();
         let sources = self.sources(&request).await?;
@@ -185,6 +200,15 @@ impl fleet_server::Fleet for Fleet {
 }
 
 impl Fleet {
+    /// This operator, for `tandem status`.
+    fn summary(&self) -> OperatorSummary {
+        OperatorSummary {
+            name: self.0.own.name.clone(),
+            url: self.0.own.url.clone(),
+            leading: self.0.leading.borrow().is_some(),
+        }
+    }
+
     /// (host, workload) of everything that a log request means.
     async fn sources(&self, request: &LogsRequest) -> Result<Vec<(String, String)>, Status> {
         let listing = self.0.store.list(&Selector::all(Kind::InferenceHost)).await.map_err(refusal)?;

@@ -4,12 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
+use tandem_control_api::gateways_client::GatewaysClient;
 use tandem_control_api::{Protocol, RouteTable, RoutesRequest, gateways_server};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
 use crate::caller;
 use crate::cluster::Cluster;
+use crate::relay::Relay;
 
 /// Longest URL of a gateway.
 const LONGEST_URL: usize = 2048;
@@ -23,6 +25,11 @@ impl gateways_server::Gateways for Gateways {
     type RoutesStream = Tables;
 
     async fn routes(&self, request: Request<RoutesRequest>) -> Result<Response<Tables>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            let mut leader = GatewaysClient::new(relay.channel());
+            let answer = leader.routes(relay.carry(request)).await?;
+            return Ok(Response::new(Box::pin(relay.answers(answer))));
+        }
         let gateway = caller::gateway(&self.0, &request)?;
         let request = request.into_inner();
         Protocol::agree(request.protocol.as_ref()).map_err(Status::failed_precondition)?;
@@ -39,6 +46,7 @@ impl gateways_server::Gateways for Gateways {
                 let _while_streaming = &here;
                 Ok(RouteTable::clone(&table))
             })
+            .take_until(self.0.no_longer_leads())
             .take_until(self.0.shutdown.clone().cancelled_owned());
         Ok(Response::new(Box::pin(tables)))
     }

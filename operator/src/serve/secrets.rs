@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tandem_control_api::secrets_client::SecretsClient;
 use tandem_control_api::{
     DeleteSecretRequest, DeleteSecretResponse, ListSecretsRequest, SecretList, SecretSummary,
     SetSecretRequest, secrets_server,
@@ -10,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use crate::caller::{self, refusal};
 use crate::cluster::Cluster;
+use crate::relay::Relay;
 use crate::secrets::{self, SecretRefused, Summary};
 
 pub(super) struct Secrets(pub(super) Arc<Cluster>);
@@ -17,6 +19,9 @@ pub(super) struct Secrets(pub(super) Arc<Cluster>);
 #[tonic::async_trait]
 impl secrets_server::Secrets for Secrets {
     async fn set(&self, request: Request<SetSecretRequest>) -> Result<Response<SecretSummary>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            return SecretsClient::new(relay.channel()).set(relay.carry(request)).await;
+        }
         let admin = caller::admin(&self.0, &request)?;
         let SetSecretRequest { namespace, name, values } = request.into_inner();
         let values = values.into_iter().collect();
@@ -39,6 +44,9 @@ impl secrets_server::Secrets for Secrets {
         &self,
         request: Request<DeleteSecretRequest>,
     ) -> Result<Response<DeleteSecretResponse>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            return SecretsClient::new(relay.channel()).delete(relay.carry(request)).await;
+        }
         let admin = caller::admin(&self.0, &request)?;
         let DeleteSecretRequest { namespace, name } = request.into_inner();
         secrets::delete(&*self.0.store, &namespace, &name).await.map_err(refused)?;

@@ -19,7 +19,7 @@ use tandem_control_api::{
     AgentHello, AgentMessage, ApplyRequest, HostReport, JoinTokenRequest, ListRequest, ObjectRef,
     OperatorMessage, Protocol, Role, RouteTable, RoutesRequest, Supply, agent_message,
 };
-use tandem_operator::{Operator, Settings, SourceSettings, Timing};
+use tandem_operator::{Operator, Settings, SourceSettings, StoreSettings, Timing};
 use tandem_pki::{Credentials, EnrollError, Enrollment, Identity};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -203,6 +203,9 @@ impl World {
 pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
     Settings {
         data_dir: dir.join("operator"),
+        store: StoreSettings::Embedded,
+        name: None,
+        peer_url: None,
         listen: SocketAddr::from(([127, 0, 0, 1], port)),
         advertise: Vec::new(),
         timing,
@@ -216,6 +219,10 @@ pub(crate) fn channel(url: &str, credentials: &Credentials) -> Channel {
         .tls_config(credentials.client_tls(&Identity::Operator))
         .unwrap()
         .connect_timeout(SOON)
+        // As agents do: a frozen operator is given up.
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(1))
+        .keep_alive_while_idle(true)
         .connect_lazy()
 }
 

@@ -1,0 +1,253 @@
+//! Several operators of one cluster, as processes, on a real API server: any of them answers, one leads, and a leader that was
+//! away writes nothing.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
+
+mod world;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tandem_control_api::StatusRequest;
+use tandem_pki::Credentials;
+use tandem_servers::{ControlPlane, Fault, FaultProxy, User};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+use world::{Machine, World, condition, within};
+
+const MEMORY: u64 = 4 << 30;
+/// What is promised from a leader's death to the next one's first act.
+const PROMISED: Duration = Duration::from_secs(5);
+
+struct Process {
+    child: Child,
+    port: u16,
+    admin: PathBuf,
+}
+
+impl Process {
+    fn start(name: &str, dir: &Path, kubeconfig: &Path) -> Self {
+        let port = tandem_servers::free_port([127, 0, 0, 1].into()).unwrap();
+        let data = dir.join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
+        command.args([
+            "run",
+            "--store",
+            "kubernetes",
+            "--name",
+            name,
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+        ]);
+        command.arg("--data-dir").arg(&data).arg("--kubeconfig").arg(kubeconfig);
+        std::fs::create_dir_all(dir).unwrap();
+        let log = std::fs::File::create(dir.join(format!("{name}.log"))).unwrap();
+        let child = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        Self { child, port, admin: data.join("admin") }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// As a Service is: one address, and whoever of those behind it answers.
+struct Balancer {
+    port: u16,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Balancer {
+    async fn start(ports: Vec<u16>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let turn = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (ports, turn) = (ports.clone(), Arc::clone(&turn));
+                tokio::spawn(async move {
+                    for _ in 0..ports.len() {
+                        let next = ports[turn.fetch_add(1, Ordering::Relaxed) % ports.len()];
+                        if let Ok(mut server) = TcpStream::connect(("127.0.0.1", next)).await {
+                            drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, _task: AbortOnDropHandle::new(task) }
+    }
+
+    fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+}
+
+async fn answers(url: &str, admin: &Path) -> Credentials {
+    within("the operator answers", async {
+        loop {
+            if let Ok(credentials) = Credentials::load(admin) {
+                let mut fleet =
+                    tandem_control_api::fleet_client::FleetClient::new(world::channel(url, &credentials));
+                if fleet.status(StatusRequest {}).await.is_ok() {
+                    return credentials;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+}
+
+struct Site {
+    plane: ControlPlane,
+    proxies: Vec<FaultProxy>,
+    /// The first of them leads.
+    operators: Vec<Process>,
+    world: World,
+    machines: Vec<Machine>,
+    _balancer: Balancer,
+}
+
+impl Site {
+    /// Two operators, each through a proxy and as a user of its own, and three machines that came by their common address.
+    async fn start() -> Self {
+        tandem_pki::install_tls_provider();
+        let dir = tempfile::tempdir().unwrap();
+        let plane = ControlPlane::start().await.unwrap();
+        for namespace in ["llm", "tandem-system"] {
+            plane.kubectl(&["create", "namespace", namespace]).unwrap();
+        }
+        let (mut proxies, mut operators) = (Vec::new(), Vec::new());
+        for name in ["operator-a", "operator-b"] {
+            let client = plane.client(User { name, groups: &["system:masters"] }).await.unwrap();
+            let proxy = FaultProxy::start(client).await.unwrap();
+            let kubeconfig = dir.path().join(format!("{name}.kubeconfig"));
+            std::fs::write(&kubeconfig, proxy.kubeconfig()).unwrap();
+            let process = Process::start(name, dir.path(), &kubeconfig);
+            answers(&format!("https://127.0.0.1:{}", process.port), &process.admin).await;
+            proxies.push(proxy);
+            operators.push(process);
+        }
+        let balancer = Balancer::start(operators.iter().map(|process| process.port).collect()).await;
+        let admin = answers(&balancer.url(), &operators[0].admin).await;
+        let world = World::of_process(dir, &balancer.url(), admin);
+        let mut machines = Vec::new();
+        for name in ["a", "b", "c"] {
+            machines.push(world.machine(name, MEMORY).await);
+        }
+        world.apply(world.deployment("tiny", 1)).await.unwrap();
+        let redundant = |object: &serde_json::Value| condition(object, "Redundant")["status"] == "True";
+        world.until("InferenceDeployment", "tiny", "redundancy", redundant).await;
+        Self { plane, proxies, operators, world, machines, _balancer: balancer }
+    }
+
+    fn term(&self) -> u64 {
+        self.machines.iter().filter_map(|machine| machine.told()["term"].as_u64()).max().unwrap()
+    }
+
+    fn holder(&self) -> String {
+        let path =
+            ["get", "lease", "tandem-leader", "-n", "tandem-system", "-o", "jsonpath={.spec.holderIdentity}"];
+        self.plane.kubectl(&path).unwrap()
+    }
+
+    /// Asks for one copy more, and waits until a host is told so by a newer leader; how long that took.
+    async fn until_another_acts(&mut self, term: u64) -> Duration {
+        let begun = Instant::now();
+        self.plane.kubectl(&["scale", "infd/tiny", "-n", "llm", "--replicas=2"]).unwrap();
+        let newer = |spec: &serde_json::Value| spec["term"].as_u64() > Some(term);
+        let waits = self.machines.iter_mut().map(|machine| Box::pin(machine.spec("a newer term", newer)));
+        drop(futures::future::select_all(waits).await);
+        begun.elapsed()
+    }
+}
+
+#[tokio::test]
+async fn the_leader_is_killed_and_the_other_one_acts() {
+    let mut site = Site::start().await;
+    assert!(site.holder().starts_with("operator-a-"), "{}", site.holder());
+    // Every second call is answered by the one that doesn't lead.
+    let mut seen = 0;
+    for _ in 0..4 {
+        let status = site.world.fleet().status(StatusRequest {}).await.unwrap().into_inner();
+        assert!(status.leading);
+        assert_eq!(status.hosts.iter().filter(|host| host.connected).count(), 3);
+        seen = seen.max(status.operators.len());
+    }
+    assert_eq!(seen, 2, "the one that relays names itself");
+
+    let term = site.term();
+    site.operators[0].signal(Signal::SIGKILL);
+    let took = site.until_another_acts(term).await;
+    println!("from the leader's death to the other's first act: {:.2} s", took.as_secs_f64());
+    assert!(took <= PROMISED, "{took:?}");
+    assert!(site.holder().starts_with("operator-b-"), "{}", site.holder());
+}
+
+#[tokio::test]
+async fn a_leader_that_was_away_writes_nothing() {
+    let mut site = Site::start().await;
+    let term = site.term();
+    // Its next write of a host is on its way when it is stopped, and arrives after the other one has taken over.
+    site.proxies[0].strike(Fault::Hold, usize::MAX, |method, uri| {
+        matches!(method, "PUT" | "PATCH") && uri.contains("/inferencehosts/") && !uri.contains("/status")
+    });
+    site.plane.kubectl(&["scale", "infd/tiny", "-n", "llm", "--replicas=2"]).unwrap();
+    within("a write that is held", site.proxies[0].struck(1)).await;
+    site.operators[0].signal(Signal::SIGSTOP);
+    let took = site.until_another_acts(term).await;
+    let taken_over = jiff::Timestamp::now().to_string();
+    println!("from the leader's stop to the other's first act: {:.2} s", took.as_secs_f64());
+    site.proxies[0].release();
+    let by_the_old = |event: &tandem_servers::AuditEvent| {
+        event.user.username == "operator-a"
+            && event.is_write()
+            && event
+                .object_ref
+                .as_ref()
+                .is_some_and(|object| object.resource == "inferencehosts" && object.subresource.is_empty())
+    };
+    let late = within("the old leader's late write", async {
+        loop {
+            let audit = site.plane.audit().unwrap();
+            let codes = audit
+                .iter()
+                .filter(|event| by_the_old(event))
+                .filter_map(|event| event.response_status.as_ref());
+            if let Some(refused) = codes.map(|status| status.code).find(|code| *code >= 400) {
+                return refused;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(matches!(late, 409 | 422), "{late}");
+
+    // Awake again, it relays, and has nothing to say to hosts.
+    site.operators[0].signal(Signal::SIGCONT);
+    let old = format!("https://127.0.0.1:{}", site.operators[0].port);
+    answers(&old, &site.operators[0].admin).await;
+    let holder = site.holder();
+    assert!(holder.starts_with("operator-b-"), "{holder}");
+    let written = |event: &&tandem_servers::AuditEvent| {
+        by_the_old(event) && event.response_status.as_ref().is_some_and(|status| status.code < 400)
+    };
+    let audit = site.plane.audit().unwrap();
+    let last = audit.iter().filter(written).map(|event| event.request_received_timestamp.clone()).max();
+    assert!(last < taken_over.into(), "{last:?}");
+    assert!(site.term() > term);
+}

@@ -1,13 +1,14 @@
 //! `tandem-operator`: the control plane's process.
 
+mod store_flags;
+
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tandem_operator::{Settings, SourceSettings, StoreSettings, Timing};
-use tandem_store::KubernetesOptions;
+use tandem_operator::{Settings, SourceSettings, Timing};
 use tracing_subscriber::EnvFilter;
 
 /// The control plane of Tandem: keeps what was asked for running on the hosts that there are.
@@ -29,39 +30,8 @@ struct Run {
     /// Folder of the store and of the first admin's credentials; made on the first start.
     #[arg(long, env = "TANDEM_OPERATOR_DATA_DIR")]
     data_dir: PathBuf,
-    /// Where the truth lives: in a file of the data folder, or in the Kubernetes cluster that the operator runs in.
-    #[arg(
-        long,
-        env = "TANDEM_OPERATOR_STORE",
-        value_enum,
-        default_value = "embedded",
-        help_heading = "Store"
-    )]
-    store: Home,
-    /// Kubeconfig of the cluster that is the store [default: the pod's own service account].
-    #[arg(long, env = "TANDEM_OPERATOR_KUBECONFIG", value_name = "FILE", help_heading = "Store")]
-    kubeconfig: Option<PathBuf>,
-    /// Namespace of the operator's own leases and private records.
-    #[arg(
-        long,
-        env = "POD_NAMESPACE",
-        value_name = "NAME",
-        default_value = "tandem-system",
-        help_heading = "Store"
-    )]
-    namespace: String,
-    /// Namespace of the agents' pods [default: the operator's].
-    #[arg(long, env = "TANDEM_OPERATOR_AGENTS_NAMESPACE", value_name = "NAME", help_heading = "Store")]
-    agents_namespace: Option<String>,
-    /// Namespace whose InferenceDeployments are meant; repeat it for several. Without it, all are.
-    #[arg(
-        long = "watch-namespace",
-        env = "TANDEM_OPERATOR_WATCH_NAMESPACE",
-        value_name = "NAME",
-        value_delimiter = ',',
-        help_heading = "Store"
-    )]
-    watch_namespaces: Vec<String>,
+    #[command(flatten)]
+    store: store_flags::StoreFlags,
     /// What this operator is called among the operators of a cluster, such as its pod's name.
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     name: Option<String>,
@@ -105,14 +75,6 @@ struct Run {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Home {
-    /// A file; one operator
-    Embedded,
-    /// Custom resources; any number of operators
-    Kubernetes,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
     /// For people
     Text,
@@ -132,19 +94,15 @@ fn main() -> ExitCode {
     }
     tandem_pki::install_tls_provider();
 
+    let store = match run.store.settings() {
+        Ok(store) => store,
+        Err(error) => return fail(&error),
+    };
     let mut mirrors = run.mirrors;
     mirrors.extend(run.hf_endpoint.map(|url| format!("hf://={}/", url.trim_end_matches('/'))));
     let settings = Settings {
         data_dir: run.data_dir,
-        store: match run.store {
-            Home::Embedded => StoreSettings::Embedded,
-            Home::Kubernetes => StoreSettings::Kubernetes(KubernetesOptions {
-                kubeconfig: run.kubeconfig,
-                agents_namespace: run.agents_namespace.unwrap_or_else(|| run.namespace.clone()),
-                namespace: run.namespace,
-                watch_namespaces: run.watch_namespaces,
-            }),
-        },
+        store,
         name: run.name,
         peer_url: run.peer_url,
         listen: run.listen,

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use tandem_pki::{Identity, OPERATOR_LIFETIME};
-use tandem_store::{Clock, EmbeddedStore, KubernetesStore, Store, SystemClock};
+use tandem_store::{Clock, EmbeddedStore, EtcdStore, KubernetesStore, Store, SystemClock};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +122,7 @@ async fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<dy
         StoreSettings::Embedded => {
             Arc::new(EmbeddedStore::open(&settings.data_dir.join("store.redb"), clock).await?)
         }
+        StoreSettings::Etcd(options) => Arc::new(EtcdStore::connect(options.clone(), clock).await?),
         StoreSettings::Kubernetes(options) => {
             Arc::new(KubernetesStore::connect(options.clone(), clock).await?)
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tandem_store::KubernetesOptions;
+use tandem_store::{EtcdOptions, KubernetesOptions};
 
 /// Where an operator keeps its data and where it answers.
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub enum StoreSettings {
     /// In a file of the data folder: one operator, on one machine.
     #[default]
     Embedded,
+    /// In an etcd cluster.
+    Etcd(EtcdOptions),
     /// In a Kubernetes cluster.
     Kubernetes(KubernetesOptions),
 }

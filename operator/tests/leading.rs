@@ -12,14 +12,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use tandem_control_api::StatusRequest;
+use serde_json::Value;
+use tandem_control_api::{ObjectRef, ScaleRequest, StatusRequest};
 use tandem_pki::Credentials;
-use tandem_servers::{ControlPlane, Fault, FaultProxy, User};
+use tandem_servers::{ControlPlane, Etcd, Fault, FaultProxy, User};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 use world::{Machine, World, condition, within};
 
 const MEMORY: u64 = 4 << 30;
+const NAMES: [&str; 2] = ["operator-a", "operator-b"];
 /// What is promised from a leader's death to the next one's first act.
 const PROMISED: Duration = Duration::from_secs(5);
 
@@ -30,20 +32,12 @@ struct Process {
 }
 
 impl Process {
-    fn start(name: &str, dir: &Path, kubeconfig: &Path) -> Self {
+    fn start(name: &str, dir: &Path, store: &[String]) -> Self {
         let port = tandem_servers::free_port([127, 0, 0, 1].into()).unwrap();
         let data = dir.join(name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
-        command.args([
-            "run",
-            "--store",
-            "kubernetes",
-            "--name",
-            name,
-            "--listen",
-            &format!("127.0.0.1:{port}"),
-        ]);
-        command.arg("--data-dir").arg(&data).arg("--kubeconfig").arg(kubeconfig);
+        command.args(["run", "--name", name, "--listen", &format!("127.0.0.1:{port}")]);
+        command.arg("--data-dir").arg(&data).args(store);
         std::fs::create_dir_all(dir).unwrap();
         let log = std::fs::File::create(dir.join(format!("{name}.log"))).unwrap();
         let child = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
@@ -112,9 +106,56 @@ async fn answers(url: &str, admin: &Path) -> Credentials {
     .await
 }
 
+/// Where the truth lives.
+enum Home {
+    /// Each operator comes through a proxy, and as a user of its own.
+    Kubernetes(Box<ControlPlane>, Vec<FaultProxy>),
+    Etcd(Etcd),
+}
+
+impl Home {
+    async fn kubernetes(dir: &Path) -> (Self, Vec<Vec<String>>) {
+        let plane = ControlPlane::start().await.unwrap();
+        for namespace in ["llm", "tandem-system"] {
+            plane.kubectl(&["create", "namespace", namespace]).unwrap();
+        }
+        let (mut proxies, mut flags) = (Vec::new(), Vec::new());
+        for name in NAMES {
+            let client = plane.client(User { name, groups: &["system:masters"] }).await.unwrap();
+            let proxy = FaultProxy::start(client).await.unwrap();
+            let kubeconfig = dir.join(format!("{name}.kubeconfig"));
+            std::fs::write(&kubeconfig, proxy.kubeconfig()).unwrap();
+            let kubeconfig = kubeconfig.display().to_string();
+            flags.push(["--store", "kubernetes", "--kubeconfig", &kubeconfig].map(str::to_owned).to_vec());
+            proxies.push(proxy);
+        }
+        (Self::Kubernetes(Box::new(plane), proxies), flags)
+    }
+
+    fn etcd() -> (Self, Vec<Vec<String>>) {
+        let etcd = Etcd::start(3).unwrap();
+        let endpoints = etcd.endpoints().join(",");
+        let flags = ["--store", "etcd", "--etcd-endpoint", &endpoints].map(str::to_owned).to_vec();
+        (Self::Etcd(etcd), vec![flags.clone(), flags])
+    }
+
+    /// The leader's name.
+    fn holder(&self) -> String {
+        let path = "jsonpath={.spec.holderIdentity}";
+        match self {
+            Self::Kubernetes(plane, _) => {
+                plane.kubectl(&["get", "lease", "tandem-leader", "-n", "tandem-system", "-o", path]).unwrap()
+            }
+            Self::Etcd(etcd) => {
+                let row = etcd.ctl(&["get", "--print-value-only", "/tandem/leases/leader"]).unwrap();
+                serde_json::from_str::<Value>(&row).unwrap()["holder"].as_str().unwrap().to_owned()
+            }
+        }
+    }
+}
+
 struct Site {
-    plane: ControlPlane,
-    proxies: Vec<FaultProxy>,
+    home: Home,
     /// The first of them leads.
     operators: Vec<Process>,
     world: World,
@@ -123,23 +164,13 @@ struct Site {
 }
 
 impl Site {
-    /// Two operators, each through a proxy and as a user of its own, and three machines that came by their common address.
-    async fn start() -> Self {
+    /// Two operators, and three machines that came by their common address.
+    async fn start(dir: tempfile::TempDir, (home, flags): (Home, Vec<Vec<String>>)) -> Self {
         tandem_pki::install_tls_provider();
-        let dir = tempfile::tempdir().unwrap();
-        let plane = ControlPlane::start().await.unwrap();
-        for namespace in ["llm", "tandem-system"] {
-            plane.kubectl(&["create", "namespace", namespace]).unwrap();
-        }
-        let (mut proxies, mut operators) = (Vec::new(), Vec::new());
-        for name in ["operator-a", "operator-b"] {
-            let client = plane.client(User { name, groups: &["system:masters"] }).await.unwrap();
-            let proxy = FaultProxy::start(client).await.unwrap();
-            let kubeconfig = dir.path().join(format!("{name}.kubeconfig"));
-            std::fs::write(&kubeconfig, proxy.kubeconfig()).unwrap();
-            let process = Process::start(name, dir.path(), &kubeconfig);
+        let mut operators = Vec::new();
+        for (name, flags) in NAMES.into_iter().zip(&flags) {
+            let process = Process::start(name, dir.path(), flags);
             answers(&format!("https://127.0.0.1:{}", process.port), &process.admin).await;
-            proxies.push(proxy);
             operators.push(process);
         }
         let balancer = Balancer::start(operators.iter().map(|process| process.port).collect()).await;
@@ -150,26 +181,38 @@ impl Site {
             machines.push(world.machine(name, MEMORY).await);
         }
         world.apply(world.deployment("tiny", 1)).await.unwrap();
-        let redundant = |object: &serde_json::Value| condition(object, "Redundant")["status"] == "True";
+        let redundant = |object: &Value| condition(object, "Redundant")["status"] == "True";
         world.until("InferenceDeployment", "tiny", "redundancy", redundant).await;
-        Self { plane, proxies, operators, world, machines, _balancer: balancer }
+        Self { home, operators, world, machines, _balancer: balancer }
     }
 
     fn term(&self) -> u64 {
         self.machines.iter().filter_map(|machine| machine.told()["term"].as_u64()).max().unwrap()
     }
 
-    fn holder(&self) -> String {
-        let path =
-            ["get", "lease", "tandem-leader", "-n", "tandem-system", "-o", "jsonpath={.spec.holderIdentity}"];
-        self.plane.kubectl(&path).unwrap()
+    /// Asks for one copy more, of whichever operator answers.
+    async fn scale(&self) {
+        let name =
+            ObjectRef { kind: "InferenceDeployment".into(), namespace: "llm".into(), name: "tiny".into() };
+        let request = ScaleRequest { r#ref: Some(name), replicas: 2 };
+        within("an answer", async {
+            // A frozen one accepts, and says nothing.
+            let ask = || async {
+                let mut objects = self.world.objects();
+                tokio::time::timeout(Duration::from_secs(1), objects.scale(request.clone())).await
+            };
+            while !matches!(ask().await, Ok(Ok(_))) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
     }
 
     /// Asks for one copy more, and waits until a host is told so by a newer leader; how long that took.
     async fn until_another_acts(&mut self, term: u64) -> Duration {
         let begun = Instant::now();
-        self.plane.kubectl(&["scale", "infd/tiny", "-n", "llm", "--replicas=2"]).unwrap();
-        let newer = |spec: &serde_json::Value| spec["term"].as_u64() > Some(term);
+        self.scale().await;
+        let newer = |spec: &Value| spec["term"].as_u64() > Some(term);
         let waits = self.machines.iter_mut().map(|machine| Box::pin(machine.spec("a newer term", newer)));
         drop(futures::future::select_all(waits).await);
         begun.elapsed()
@@ -177,9 +220,22 @@ impl Site {
 }
 
 #[tokio::test]
-async fn the_leader_is_killed_and_the_other_one_acts() {
-    let mut site = Site::start().await;
-    assert!(site.holder().starts_with("operator-a-"), "{}", site.holder());
+async fn in_kubernetes_the_leader_is_killed_and_the_other_one_acts() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::kubernetes(dir.path()).await;
+    the_leader_is_killed_and_the_other_one_acts(Site::start(dir, home).await).await;
+}
+
+#[tokio::test]
+async fn on_etcd_the_leader_is_killed_and_the_other_one_acts() {
+    the_leader_is_killed_and_the_other_one_acts(
+        Site::start(tempfile::tempdir().unwrap(), Home::etcd()).await,
+    )
+    .await;
+}
+
+async fn the_leader_is_killed_and_the_other_one_acts(mut site: Site) {
+    assert!(site.home.holder().starts_with("operator-a-"), "{}", site.home.holder());
     // Every second call is answered by the one that doesn't lead.
     let mut seen = 0;
     for _ in 0..4 {
@@ -195,24 +251,32 @@ async fn the_leader_is_killed_and_the_other_one_acts() {
     let took = site.until_another_acts(term).await;
     println!("from the leader's death to the other's first act: {:.2} s", took.as_secs_f64());
     assert!(took <= PROMISED, "{took:?}");
-    assert!(site.holder().starts_with("operator-b-"), "{}", site.holder());
+    assert!(site.home.holder().starts_with("operator-b-"), "{}", site.home.holder());
 }
 
 #[tokio::test]
 async fn a_leader_that_was_away_writes_nothing() {
-    let mut site = Site::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::kubernetes(dir.path()).await;
+    let mut site = Site::start(dir, home).await;
     let term = site.term();
+    let Home::Kubernetes(_, proxies) = &site.home else { panic!("it is in Kubernetes") };
     // Its next write of a host is on its way when it is stopped, and arrives after the other one has taken over.
-    site.proxies[0].strike(Fault::Hold, usize::MAX, |method, uri| {
+    proxies[0].strike(Fault::Hold, usize::MAX, |method, uri| {
         matches!(method, "PUT" | "PATCH") && uri.contains("/inferencehosts/") && !uri.contains("/status")
     });
-    site.plane.kubectl(&["scale", "infd/tiny", "-n", "llm", "--replicas=2"]).unwrap();
-    within("a write that is held", site.proxies[0].struck(1)).await;
+    site.scale().await;
+    within("a write that is held", proxies[0].struck(1)).await;
     site.operators[0].signal(Signal::SIGSTOP);
     let took = site.until_another_acts(term).await;
+    // A new leader marks every host's spec with its term.
+    for machine in &mut site.machines {
+        machine.spec("the newer term", |spec| spec["term"].as_u64() > Some(term)).await;
+    }
+    let Home::Kubernetes(plane, proxies) = &site.home else { panic!("it is in Kubernetes") };
     let taken_over = jiff::Timestamp::now().to_string();
     println!("from the leader's stop to the other's first act: {:.2} s", took.as_secs_f64());
-    site.proxies[0].release();
+    proxies[0].release();
     let by_the_old = |event: &tandem_servers::AuditEvent| {
         event.user.username == "operator-a"
             && event.is_write()
@@ -223,7 +287,7 @@ async fn a_leader_that_was_away_writes_nothing() {
     };
     let late = within("the old leader's late write", async {
         loop {
-            let audit = site.plane.audit().unwrap();
+            let audit = plane.audit().unwrap();
             let codes = audit
                 .iter()
                 .filter(|event| by_the_old(event))
@@ -241,12 +305,12 @@ async fn a_leader_that_was_away_writes_nothing() {
     site.operators[0].signal(Signal::SIGCONT);
     let old = format!("https://127.0.0.1:{}", site.operators[0].port);
     answers(&old, &site.operators[0].admin).await;
-    let holder = site.holder();
+    let holder = site.home.holder();
     assert!(holder.starts_with("operator-b-"), "{holder}");
     let written = |event: &&tandem_servers::AuditEvent| {
         by_the_old(event) && event.response_status.as_ref().is_some_and(|status| status.code < 400)
     };
-    let audit = site.plane.audit().unwrap();
+    let audit = plane.audit().unwrap();
     let last = audit.iter().filter(written).map(|event| event.request_received_timestamp.clone()).max();
     assert!(last < taken_over.into(), "{last:?}");
     assert!(site.term() > term);

@@ -99,11 +99,13 @@ impl Etcd {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Makes it forget all revisions before the newest.
+    /// Makes it forget all revisions so far.
     ///
     /// # Errors
     /// When it can't be asked.
     pub fn compact(&self) -> Result<()> {
+        // The newest one is always kept: it becomes this one.
+        self.ctl(&["put", "compacted", ""])?;
         let status = self.ctl(&["get", "/", "--limit=1", "--write-out=json"])?;
         let status: serde_json::Value = serde_json::from_str(&status).context("etcdctl prints no JSON")?;
         let revision = status["header"]["revision"].as_i64().context("etcd names no revision")?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 
 use self::file::{Change, File, LeaseRow, Loaded};
@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::event::{self, Event, EventNote};
 use crate::object::{Key, Object, Selector, Version};
-use crate::revise::{self, Stamp};
+use crate::revise::{self, Outcome, Stamp, changed, existing, versioned};
 use crate::watch::{History, Watch, WatchEvent, follow, listed_first};
 use crate::{ApplyOptions, ApplyOutcome, Lease, Listing, Record, Store};
 
@@ -115,16 +115,6 @@ impl From<Loaded> for Snapshot {
     }
 }
 
-/// What a write wants to become of an object.
-enum Outcome<T> {
-    /// This JSON, stamped with a new version.
-    Write(Value, T),
-    /// Gone.
-    Remove(T),
-    /// As it was.
-    Keep(T),
-}
-
 impl EmbeddedStore {
     /// Opens the file, or makes it, readable by its owner only. Fails when another process has it open, and when a newer
     /// release wrote it.
@@ -188,7 +178,7 @@ impl EmbeddedStore {
                     (old.as_ref().expect("only what exists can be removed").json.clone(), true, said)
                 }
             };
-            let object = versioned(key.clone(), json, revision);
+            let object = versioned(key.clone(), json, &revision.to_string());
             let change = if removed { Change::Remove(&key) } else { Change::Put(&object) };
             writer.file().commit(revision, change)?;
             let event = match (&old, removed) {
@@ -201,20 +191,6 @@ impl EmbeddedStore {
         })
         .await
     }
-}
-
-fn versioned(key: Key, mut json: Value, revision: u64) -> Object {
-    json["metadata"]["resourceVersion"] = json!(revision.to_string());
-    Object { key, version: Version(revision.to_string()), json }
-}
-
-fn existing<'a>(old: Option<&'a Object>, key: &Key) -> Result<&'a Object, StoreError> {
-    old.ok_or_else(|| StoreError::NotFound(key.clone()))
-}
-
-/// A write that leaves everything as it was is none.
-fn changed(old: &Object, new: Value) -> Outcome<()> {
-    if old.json == new { Outcome::Keep(()) } else { Outcome::Write(new, ()) }
 }
 
 #[async_trait]

@@ -122,6 +122,15 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What the store holds is nothing that a release wrote.
+    #[error("{what} can't be read: restore the store from a backup")]
+    Unreadable {
+        /// Which object, or which lease.
+        what: String,
+        /// What is wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The server that keeps the objects did not answer.
     #[error("{server} does not answer")]
     Unreachable {

@@ -17,6 +17,16 @@ pub(crate) struct Stamp {
     pub(crate) uid: String,
 }
 
+/// What a write wants to become of an object.
+pub(crate) enum Outcome<T> {
+    /// This JSON, stamped with a new version.
+    Write(Value, T),
+    /// Gone.
+    Remove(T),
+    /// As it was.
+    Keep(T),
+}
+
 /// Metadata that a writer may state; the store writes the rest.
 const WRITABLE_METADATA: [&str; 2] = ["labels", "annotations"];
 /// Metadata that is accepted, since an object that was read carries it, and that only the store writes.
@@ -43,6 +53,21 @@ pub(crate) fn key_of(manifest: &Value) -> Result<Key, StoreError> {
         return Err(invalid(format!("metadata.namespace is set: {kind} has no namespace, take it out")));
     }
     Ok(Key::new(kind, text("/metadata/namespace"), name))
+}
+
+/// An object as a store shows it, by the revision that made it.
+pub(crate) fn versioned(key: Key, mut json: Value, revision: &str) -> Object {
+    json["metadata"]["resourceVersion"] = json!(revision);
+    Object { key, version: Version(revision.to_owned()), json }
+}
+
+pub(crate) fn existing<'a>(old: Option<&'a Object>, key: &Key) -> Result<&'a Object, StoreError> {
+    old.ok_or_else(|| StoreError::NotFound(key.clone()))
+}
+
+/// A write that leaves everything as it was is none.
+pub(crate) fn changed(old: &Object, new: Value) -> Outcome<()> {
+    if old.json == new { Outcome::Keep(()) } else { Outcome::Write(new, ()) }
 }
 
 /// The object after an apply, and whether that is a change.

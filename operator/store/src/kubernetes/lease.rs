@@ -1,10 +1,6 @@
 //! Leases by `coordination.k8s.io` Leases, with a term that only grows in an annotation.
-//!
-//! Nobody's wall clock is believed: a lease is over when *this* process has seen it unchanged for its whole length. So a
-//! process that has just started waits that long before it takes another's.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::core::Request;
@@ -17,6 +13,7 @@ use super::api::{Api, Failure};
 use crate::Lease;
 use crate::clock::Clock;
 use crate::error::StoreError;
+use crate::sightings::Sightings;
 
 const TERM: &str = "tandem.dev/term";
 /// Races in a row with other holders, after which the next look decides.
@@ -26,13 +23,7 @@ const TRIES: usize = 3;
 pub(super) struct Leases {
     path: String,
     clock: Arc<dyn Clock>,
-    seen: Mutex<BTreeMap<String, Seen>>,
-}
-
-/// A version of a lease, and when it was seen first.
-struct Seen {
-    version: String,
-    since: Duration,
+    seen: Sightings,
 }
 
 /// What the API server has.
@@ -47,7 +38,7 @@ struct Held {
 impl Leases {
     pub(super) fn new(namespace: &str, clock: Arc<dyn Clock>) -> Self {
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
-        Self { path, clock, seen: Mutex::default() }
+        Self { path, clock, seen: Sightings::default() }
     }
 
     pub(super) async fn acquire(
@@ -122,19 +113,8 @@ impl Leases {
         }
     }
 
-    /// Whether this process has seen the lease unchanged for its whole length.
     fn is_over(&self, name: &str, held: &Held) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(name).is_some_and(|seen| {
-            seen.version == held.version && self.clock.elapsed().saturating_sub(seen.since) >= held.lasts
-        })
-    }
-
-    fn see(&self, name: &str, version: &str, since: Duration) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.get(name).is_none_or(|seen| seen.version != version) {
-            seen.insert(name.to_owned(), Seen { version: version.to_owned(), since });
-        }
+        self.seen.is_over(name, &held.version, held.lasts, self.clock.elapsed())
     }
 
     async fn get(&self, api: &Api, name: &str, within: Duration) -> Result<Option<Held>, StoreError> {
@@ -157,7 +137,7 @@ impl Leases {
             lasts: Duration::from_secs(json["spec"]["leaseDurationSeconds"].as_u64().unwrap_or(1)),
             json,
         };
-        self.see(name, &held.version, now);
+        self.seen.see(name, &held.version, now);
         Ok(Some(held))
     }
 
@@ -193,7 +173,7 @@ impl Leases {
         };
         let sent = self.clock.elapsed();
         let written: Value = ended(lease.ttl, api.ask(request)).await?;
-        self.see(&lease.name, written["metadata"]["resourceVersion"].as_str().unwrap_or_default(), sent);
+        self.seen.see(&lease.name, written["metadata"]["resourceVersion"].as_str().unwrap_or_default(), sent);
         Ok(())
     }
 }

@@ -127,7 +127,7 @@ pub(crate) async fn member(settings: &Settings, dir: &Path) -> anyhow::Result<Cr
         anyhow::ensure!(known == own, "{} holds the credentials of {known}, not of {own}", dir.display());
         return Ok(credentials);
     }
-    let Some(token) = settings.token.clone() else {
+    let Some(proof) = settings.proof.clone() else {
         anyhow::bail!(
             "this host has not joined yet: make a token with `tandem join-token --role host`, and give it"
         );
@@ -138,7 +138,7 @@ pub(crate) async fn member(settings: &Settings, dir: &Path) -> anyhow::Result<Cr
         next += 1;
         let enrollment = Enrollment {
             operator,
-            token: token.clone(),
+            proof: proof.clone(),
             role: Role::Host,
             name: settings.name.to_string(),
             addresses: vec![settings.address.clone()],

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
 use clap::Args;
 use sysinfo::System;
-use tandem_pki::{JoinToken, Name, local_address_towards};
+use tandem_pki::{JoinToken, Name, PodFiles, Proof, local_address_towards};
 use tandem_sources::Access;
 use tonic::transport::Uri;
 
@@ -44,6 +44,18 @@ pub struct RunArgs {
     /// The join token itself. Other users of this machine can read command lines: prefer the file or the variable
     #[arg(long, value_name = "TOKEN", env = "TANDEM_JOIN_TOKEN", hide_env_values = true)]
     join_token: Option<String>,
+    /// File with the token of this pod's service account, projected for the audience tandem-operator: instead of a join token
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TANDEM_SERVICE_ACCOUNT_TOKEN_FILE",
+        requires = "ca_file",
+        conflicts_with_all = ["join_token", "join_token_file"]
+    )]
+    service_account_token_file: Option<PathBuf>,
+    /// File with the cluster's authorities, as PEM, as the operator publishes them
+    #[arg(long, value_name = "FILE", env = "TANDEM_CA_FILE", requires = "service_account_token_file")]
+    ca_file: Option<PathBuf>,
     /// This host's name in the cluster, a DNS label [default: the machine's name]
     #[arg(long, env = "TANDEM_HOST_NAME")]
     name: Option<String>,
@@ -87,7 +99,7 @@ pub struct RunArgs {
 /// What the agent is to do, checked.
 pub(crate) struct Settings {
     pub(crate) operators: Vec<String>,
-    pub(crate) token: Option<JoinToken>,
+    pub(crate) proof: Option<Proof>,
     pub(crate) name: Name,
     pub(crate) data_dir: PathBuf,
     pub(crate) address: String,
@@ -144,7 +156,10 @@ impl Settings {
             access = access.trusting(&pem)?;
         }
         Ok(Self {
-            token: token(args.join_token, args.join_token_file)?,
+            proof: match (args.service_account_token_file, args.ca_file) {
+                (Some(token), Some(ca)) => Some(Proof::Pod(PodFiles { token, ca })),
+                _ => token(args.join_token, args.join_token_file)?.map(Proof::Token),
+            },
             operators: args.operator,
             name,
             data_dir,

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::{CertifyRequest, Role};
 use tandem_pki::{
-    AuthorityError, BadToken, Credentials, CredentialsError, EnrollError, Enrollment, Identity, JoinToken,
-    KeyAndRequest, join,
+    AuthorityError, BadToken, Credentials, CredentialsError, EnrollError, Enrollment, Identity,
+    KeyAndRequest, PodFiles, Proof, join,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -25,6 +25,8 @@ pub struct Join {
     pub operators: Vec<String>,
     /// The join token as it was given, if it was.
     pub token: Option<String>,
+    /// What Kubernetes mounts instead.
+    pub pod: Option<PodFiles>,
     /// The name to be bound to.
     pub name: String,
 }
@@ -80,13 +82,16 @@ pub async fn identity(dir: &Path, how: &Join) -> Result<Credentials, IdentityErr
 }
 
 async fn first_start(dir: &Path, how: &Join) -> Result<Credentials, IdentityError> {
-    let token: JoinToken =
-        how.token.as_ref().ok_or_else(|| IdentityError::NoToken(dir.to_owned()))?.parse()?;
+    let proof = match (&how.pod, &how.token) {
+        (Some(files), _) => Proof::Pod(files.clone()),
+        (None, Some(token)) => Proof::Token(token.parse()?),
+        (None, None) => return Err(IdentityError::NoToken(dir.to_owned())),
+    };
     let mut last = IdentityError::NoOperator;
     for operator in &how.operators {
         let enrollment = Enrollment {
             operator: operator.clone(),
-            token: token.clone(),
+            proof: proof.clone(),
             role: Role::Gateway,
             name: how.name.clone(),
             addresses: Vec::new(),

@@ -14,7 +14,7 @@ use tandem_gateway::{
     keep_renewed,
 };
 use tandem_openai::{Backend, Bounds, Limits, router, serve};
-use tandem_pki::local_address_towards;
+use tandem_pki::{PodFiles, local_address_towards};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -37,6 +37,18 @@ struct Args {
     /// The join token itself. Other users of this machine can read command lines: prefer the file or the variable
     #[arg(long, env = "TANDEM_JOIN_TOKEN", hide_env_values = true, conflicts_with = "join_token_file")]
     join_token: Option<String>,
+    /// File with the token of this pod's service account, projected for the audience tandem-operator: instead of a join token
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TANDEM_SERVICE_ACCOUNT_TOKEN_FILE",
+        requires = "ca_file",
+        conflicts_with_all = ["join_token", "join_token_file"]
+    )]
+    service_account_token_file: Option<PathBuf>,
+    /// File with the cluster's authorities, as PEM, as the operator publishes them
+    #[arg(long, value_name = "FILE", env = "TANDEM_CA_FILE", requires = "service_account_token_file")]
+    ca_file: Option<PathBuf>,
     /// This gateway's name in the cluster, a DNS label
     #[arg(long, env = "TANDEM_GATEWAY_NAME")]
     name: String,
@@ -100,7 +112,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
         None => args.join_token,
     };
-    let join = Join { operators: args.operator.clone(), token, name: args.name };
+    let files = args.service_account_token_file.zip(args.ca_file);
+    let pod = files.map(|(token, ca)| PodFiles { token, ca });
+    let join = Join { operators: args.operator.clone(), token, pod, name: args.name };
     let dir = args.data_dir.join("identity");
     let credentials = watch::Sender::new(identity(&dir, &join).await?);
 

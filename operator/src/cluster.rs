@@ -16,6 +16,7 @@ use crate::lead::{Leader, Own};
 use crate::logs::LogRelay;
 use crate::membership;
 use crate::models::Models;
+use crate::pods::ServiceAccounts;
 use crate::sessions::Sessions;
 use crate::settings::Timing;
 use crate::sources::Sources;
@@ -32,6 +33,8 @@ pub(crate) struct Cluster {
     pub(crate) logs: LogRelay,
     pub(crate) asked: Asked,
     pub(crate) models: Arc<Models>,
+    /// Whose pods may join.
+    pub(crate) service_accounts: ServiceAccounts,
     /// Where models may come from, and how they are reached.
     pub(crate) sources: Sources,
     /// What each host is told of where weights come from, by name. A host that is not in it has to wait for a look.
@@ -58,8 +61,8 @@ impl Cluster {
         authority: CertificateAuthority,
         own: Own,
         timing: Timing,
+        service_accounts: ServiceAccounts,
         sources: Sources,
-        shutdown: CancellationToken,
     ) -> Self {
         Self {
             sessions: Sessions::new(clock.elapsed()),
@@ -71,6 +74,7 @@ impl Cluster {
             logs: LogRelay::default(),
             asked: Asked::default(),
             models: Arc::new(Models::new()),
+            service_accounts,
             sources,
             supplies: watch::Sender::new(Arc::default()),
             gateways: Mutex::new(BTreeMap::new()),
@@ -79,7 +83,7 @@ impl Cluster {
             leading: watch::Sender::new(None),
             leader: watch::Sender::new(Leader::Unknown),
             wake: Notify::new(),
-            shutdown,
+            shutdown: CancellationToken::new(),
         }
     }
 

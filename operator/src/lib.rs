@@ -12,6 +12,7 @@ mod lead;
 mod logs;
 mod membership;
 mod models;
+mod pods;
 mod reconcile;
 mod relay;
 mod run;
@@ -22,6 +23,7 @@ mod settings;
 mod sources;
 mod supply;
 
+pub use pods::{ServiceAccount, ServiceAccounts};
 pub use run::{Operator, start};
 pub use settings::{Settings, SourceSettings, StoreSettings, Timing};
 

@@ -27,9 +27,9 @@ enum Command {
 
 #[derive(Args)]
 struct Run {
-    /// Folder of the store and of the first admin's credentials; made on the first start.
+    /// Folder of the store and of the first admin's credentials; made on the first start. Not needed in Kubernetes.
     #[arg(long, env = "TANDEM_OPERATOR_DATA_DIR")]
-    data_dir: PathBuf,
+    data_dir: Option<PathBuf>,
     #[command(flatten)]
     store: store_flags::StoreFlags,
     /// What this operator is called among the operators of a cluster, such as its pod's name.
@@ -94,6 +94,16 @@ fn main() -> ExitCode {
     }
     tandem_pki::install_tls_provider();
 
+    let data_dir = match (run.data_dir, run.store.is_kubernetes()) {
+        (Some(dir), _) => dir,
+        (None, true) => PathBuf::new(),
+        (None, false) => {
+            return fail(&anyhow::anyhow!(
+                "give --data-dir: the store, or the first admin's credentials, lie there"
+            ));
+        }
+    };
+    let service_accounts = run.store.service_accounts();
     let store = match run.store.settings() {
         Ok(store) => store,
         Err(error) => return fail(&error),
@@ -101,7 +111,8 @@ fn main() -> ExitCode {
     let mut mirrors = run.mirrors;
     mirrors.extend(run.hf_endpoint.map(|url| format!("hf://={}/", url.trim_end_matches('/'))));
     let settings = Settings {
-        data_dir: run.data_dir,
+        data_dir,
+        service_accounts,
         store,
         name: run.name,
         peer_url: run.peer_url,

@@ -64,6 +64,17 @@ struct Member {
     /// Its certificates that haven't ended: a renewal leaves the one before valid, a revocation must reach both.
     certificates: Vec<Certified>,
     joined: Timestamp,
+    /// UID of the node or pod that it is, in Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bound: Option<String>,
+}
+
+/// Who comes with a certificate request.
+pub(crate) enum Binding {
+    /// The member that holds the name already, or the first to hold it.
+    Same,
+    /// Whoever proved that the name is its own: the node or pod of this UID, or the bearer of a token made for the name.
+    TakenOver(Option<String>),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -181,16 +192,23 @@ pub(crate) async fn remember(
     identity: &Identity,
     serial: &str,
     not_after: i64,
-    taken_over: bool,
+    binding: Binding,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     loop {
         let before = store.record(MEMBERS, &identity.uri()).await?;
-        let mut member =
-            before.as_ref().and_then(read).unwrap_or(Member { certificates: Vec::new(), joined: now });
-        if taken_over {
-            revoke(store, identity, &member).await?;
-            member = Member { certificates: Vec::new(), joined: now };
+        let mut member = before.as_ref().and_then(read).unwrap_or(Member {
+            certificates: Vec::new(),
+            joined: now,
+            bound: None,
+        });
+        if let Binding::TakenOver(bound) = &binding {
+            // The same node comes again, as when its folder was lost: nobody else has its certificates.
+            if bound.is_none() || member.bound != *bound {
+                revoke(store, identity, &member).await?;
+                member = Member { certificates: Vec::new(), joined: now, bound: None };
+            }
+            member.bound.clone_from(bound);
         }
         member.certificates.retain(|certified| certified.not_after > now.as_second());
         let excess = member.certificates.len().saturating_sub(MOST_CERTIFICATES - 1);

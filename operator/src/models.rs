@@ -381,7 +381,6 @@ mod tests {
     use serde_json::json;
     use tandem_pki::{CertificateAuthority, Identity};
     use tandem_store::{EmbeddedStore, ManualClock};
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::settings::{SourceSettings, Timing};
@@ -404,8 +403,8 @@ mod tests {
             authority,
             crate::lead::Own::new("operator", "https://127.0.0.1:1", credentials),
             Timing::default(),
+            crate::pods::ServiceAccounts::default(),
             Sources::new(&SourceSettings::default()).unwrap(),
-            CancellationToken::new(),
         ));
         let spec: InferenceDeploymentSpec = serde_json::from_value(json!({
             "model": {"name": "tiny", "source": format!("file://{}/none", dir.path().display()),

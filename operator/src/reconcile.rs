@@ -264,7 +264,9 @@ async fn credentials(
     for (key, (_, deployment)) in &observed.deployments {
         let Some(named) = &deployment.spec.model.credentials else { continue };
         let found = secrets::find(&*cluster.store, &key.namespace, &named.secret_ref).await?;
-        let found = found.map(Some).ok_or_else(|| secrets::missing(&key.namespace, &named.secret_ref));
+        let found = found
+            .map(Some)
+            .ok_or_else(|| secrets::missing(&*cluster.store, &key.namespace, &named.secret_ref));
         credentials.insert(key.clone(), found);
     }
     Ok(credentials)

@@ -79,7 +79,9 @@ impl Operator {
 /// When the data folder, the store or the port can't be had; each says what to do.
 pub async fn start(settings: Settings) -> Result<Operator> {
     let sources = Sources::new(&settings.sources)?;
-    make_private(&settings.data_dir)?;
+    if !matches!(settings.store, StoreSettings::Kubernetes(_)) {
+        make_private(&settings.data_dir)?;
+    }
     let clock = Arc::new(SystemClock);
     let store = open_store(&settings, clock.clone()).await?;
     let now = SystemTime::now();
@@ -93,9 +95,17 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     let credentials = authority
         .credentials(&Identity::Operator, &settings.advertise, now, OPERATOR_LIFETIME)
         .context("the operator's own certificate can't be made: check --advertise")?;
-    admin::prepare(&settings.data_dir.join("admin"), &authority, &url, now)?;
+    match store.platform() {
+        Some(platform) => {
+            platform
+                .publish_trust(authority.certificate_pem())
+                .await
+                .context("the authority can't be published")?;
+            admin::publish(platform, &authority, &url, now).await?;
+        }
+        None => admin::prepare(&settings.data_dir.join("admin"), &authority, &url, now)?,
+    }
 
-    let shutdown = CancellationToken::new();
     let own = Own::new(
         settings.name.as_deref().unwrap_or("operator"),
         settings.peer_url.as_deref().unwrap_or(&url),
@@ -107,9 +117,10 @@ pub async fn start(settings: Settings) -> Result<Operator> {
         authority,
         own,
         settings.timing,
+        settings.service_accounts,
         sources,
-        shutdown.clone(),
     ));
+    let shutdown = cluster.shutdown.clone();
     cluster.refresh_revoked().await?;
     let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
     let server = tokio::spawn(async move { serve::run(cluster, listener).await });

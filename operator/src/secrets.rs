@@ -50,6 +50,11 @@ pub(crate) enum SecretRefused {
     Missing { namespace: String, name: String },
     #[error("secret {namespace}/{name} changes too fast: try again")]
     Busy { namespace: String, name: String },
+    #[error(
+        "secrets of this cluster are Kubernetes' own: `kubectl create secret generic {name} -n {namespace} --from-literal=KEY=VALUE`, \
+         and `kubectl delete secret`"
+    )]
+    OfKubernetes { namespace: String, name: String },
     #[error("the store refused")]
     Store(#[from] StoreError),
 }
@@ -86,6 +91,9 @@ pub(crate) async fn set(
     now: Timestamp,
 ) -> Result<Summary, SecretRefused> {
     check(namespace, name, values)?;
+    if store.platform().is_some() {
+        return Err(SecretRefused::OfKubernetes { namespace: namespace.to_owned(), name: name.to_owned() });
+    }
     let key = record_key(namespace, name);
     for _ in 0..TRIES {
         let record = store.record(SECRETS, &key).await?;
@@ -121,6 +129,9 @@ pub(crate) async fn list(store: &dyn Store, namespace: &str) -> Result<Vec<Summa
 
 /// Deletes a secret. Hosts are told to forget it.
 pub(crate) async fn delete(store: &dyn Store, namespace: &str, name: &str) -> Result<(), SecretRefused> {
+    if store.platform().is_some() {
+        return Err(SecretRefused::OfKubernetes { namespace: namespace.to_owned(), name: name.to_owned() });
+    }
     let key = record_key(namespace, name);
     let missing = || SecretRefused::Missing { namespace: namespace.to_owned(), name: name.to_owned() };
     for _ in 0..TRIES {
@@ -140,6 +151,13 @@ pub(crate) async fn find(
     namespace: &str,
     reference: &SecretRef,
 ) -> Result<Option<Credential>, StoreError> {
+    if let Some(platform) = store.platform() {
+        let secret = platform.secret(namespace, &reference.name).await?;
+        return Ok(secret.and_then(|secret| {
+            let text = String::from_utf8(secret.values.get(&reference.key)?.clone()).ok()?;
+            Some(Credential { secret: Secret::new(text.trim_end()), version: secret.version })
+        }));
+    }
     let record = store.record(SECRETS, &record_key(namespace, &reference.name)).await?;
     Ok(record.and_then(|record| {
         let secret = Secret::new(kept(&record).values.get(&reference.key)?);
@@ -148,8 +166,14 @@ pub(crate) async fn find(
 }
 
 /// What to do about a credential that is not there.
-pub(crate) fn missing(namespace: &str, reference: &SecretRef) -> String {
+pub(crate) fn missing(store: &dyn Store, namespace: &str, reference: &SecretRef) -> String {
     let SecretRef { name, key } = reference;
+    if store.platform().is_some() {
+        return format!(
+            "namespace {namespace} has no secret {name} with a value {key}: run `kubectl create secret generic {name} -n {namespace} \
+             --from-file={key}=FILE`"
+        );
+    }
     format!(
         "namespace {namespace} has no secret {name} with a value {key}: run `tandem secret set {name} {key} -n {namespace}`"
     )

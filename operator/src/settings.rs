@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use tandem_store::{EtcdOptions, KubernetesOptions};
 
+use crate::pods::ServiceAccounts;
+
 /// Where an operator keeps its data and where it answers.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Folder of an embedded store and of the first admin's credentials.
+    /// Folder of an embedded store and of the first admin's credentials; nothing is written there in Kubernetes.
     pub data_dir: PathBuf,
     /// Where the truth lives.
     pub store: StoreSettings,
@@ -22,6 +24,8 @@ pub struct Settings {
     /// IP addresses and DNS names at which agents, gateways and people reach this operator. The first one is written into the
     /// admin's configuration.
     pub advertise: Vec<String>,
+    /// Whose pods may join, in Kubernetes.
+    pub service_accounts: ServiceAccounts,
     /// How patient it is.
     pub timing: Timing,
     /// Where models may come from, and how they are reached.

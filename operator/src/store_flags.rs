@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
-use tandem_operator::StoreSettings;
+use tandem_operator::{ServiceAccount, ServiceAccounts, StoreSettings};
 use tandem_store::{EtcdOptions, EtcdTls, KubernetesOptions};
 
 #[derive(Args)]
@@ -93,6 +93,12 @@ pub(crate) struct StoreFlags {
     /// Namespace of the agents' pods [default: the operator's].
     #[arg(long, env = "TANDEM_OPERATOR_AGENTS_NAMESPACE", value_name = "NAME", help_heading = "Store")]
     agents_namespace: Option<String>,
+    /// Service account of the agents' pods, in their namespace: they join as the hosts that are their nodes.
+    #[arg(long, value_name = "NAME", default_value = "tandem-agent", help_heading = "Store")]
+    agent_service_account: String,
+    /// Service account of the gateways' pods, in the operator's namespace.
+    #[arg(long, value_name = "NAME", default_value = "tandem-gateway", help_heading = "Store")]
+    gateway_service_account: String,
     /// Namespace whose InferenceDeployments are meant; repeat it for several. Without it, all are.
     #[arg(
         long = "watch-namespace",
@@ -115,6 +121,25 @@ enum Home {
 }
 
 impl StoreFlags {
+    pub(crate) fn is_kubernetes(&self) -> bool {
+        matches!(self.store, Home::Kubernetes)
+    }
+
+    /// Whose pods may join.
+    pub(crate) fn service_accounts(&self) -> ServiceAccounts {
+        let account = |namespace: &String, name: &String| ServiceAccount {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        };
+        ServiceAccounts {
+            agents: account(
+                self.agents_namespace.as_ref().unwrap_or(&self.namespace),
+                &self.agent_service_account,
+            ),
+            gateways: account(&self.namespace, &self.gateway_service_account),
+        }
+    }
+
     /// Reads the files that are named.
     pub(crate) fn settings(self) -> Result<StoreSettings> {
         Ok(match self.store {

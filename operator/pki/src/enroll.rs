@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub enum EnrollError {
     /// The operator said no.
     #[error("the operator refused: {0}")]
     Refused(String),
+    /// A mounted file is not there.
+    #[error("{} can't be read", .0.display())]
+    Unreadable(PathBuf, #[source] io::Error),
     /// No key could be made.
     #[error("no key could be made")]
     Key(#[from] AuthorityError),
@@ -44,13 +48,31 @@ pub enum EnrollError {
     Transport(#[from] tonic::transport::Error),
 }
 
+/// What lets somebody join.
+#[derive(Clone, Debug)]
+pub enum Proof {
+    /// Made by `tandem join-token`. It names the cluster's authority, too.
+    Token(JoinToken),
+    /// The caller's own pod.
+    Pod(PodFiles),
+}
+
+/// What Kubernetes mounts into a pod that is to join. Read anew each time, since Kubernetes renews them.
+#[derive(Clone, Debug)]
+pub struct PodFiles {
+    /// Its service account's token, projected for the audience `tandem-operator`.
+    pub token: PathBuf,
+    /// The cluster's authorities, as PEM.
+    pub ca: PathBuf,
+}
+
 /// Who wants to join, and where.
 #[derive(Clone, Debug)]
 pub struct Enrollment {
     /// `https://HOST:PORT` of any operator.
     pub operator: String,
-    /// Made by `tandem join-token`.
-    pub token: JoinToken,
+    /// What lets it in.
+    pub proof: Proof,
     /// `Role::Host` or `Role::Gateway`.
     pub role: Role,
     /// The name to be bound to.
@@ -59,13 +81,21 @@ pub struct Enrollment {
     pub addresses: Vec<String>,
 }
 
-/// Pins the operator's authority by the token's hash, and trades the token for credentials. The token is sent only
-/// over a connection whose authority has that hash; the private key never leaves this process.
+/// Trades the proof for credentials. A token is sent only over a connection whose authority has the hash that it names, a pod's
+/// only to an operator of the authority that is mounted; the private key never leaves this process.
 ///
 /// # Errors
 /// See [`EnrollError`]; every one says what to do.
 pub async fn join(enrollment: &Enrollment) -> Result<Credentials, EnrollError> {
-    let ca_pem = fetch_pinned_ca(&enrollment.operator, enrollment.token.ca()).await?;
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map_err(|error| EnrollError::Unreadable(path.to_owned(), error))
+    };
+    let (ca_pem, token, service_account_token) = match &enrollment.proof {
+        Proof::Token(token) => {
+            (fetch_pinned_ca(&enrollment.operator, token.ca()).await?, token.to_string(), String::new())
+        }
+        Proof::Pod(files) => (read(&files.ca)?, String::new(), read(&files.token)?.trim().to_owned()),
+    };
     let own = KeyAndRequest::generate()?;
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&ca_pem))
@@ -77,12 +107,12 @@ pub async fn join(enrollment: &Enrollment) -> Result<Credentials, EnrollError> {
         .connect()
         .await?;
     let request = JoinRequest {
-        token: enrollment.token.to_string(),
+        token,
         role: enrollment.role.into(),
         name: enrollment.name.clone(),
         csr_pem: own.csr_pem,
         addresses: enrollment.addresses.clone(),
-        service_account_token: String::new(),
+        service_account_token,
     };
     let answer = EnrollmentClient::new(channel)
         .join(request)

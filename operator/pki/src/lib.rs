@@ -14,7 +14,7 @@ pub use authority::{
     AuthorityError, CertificateAuthority, HOST_LIFETIME, Issued, KeyAndRequest, OPERATOR_LIFETIME,
 };
 pub use credentials::{ClientCertificates, Credentials, CredentialsError};
-pub use enroll::{EnrollError, Enrollment, fetch_pinned_ca, join, local_address_towards};
+pub use enroll::{EnrollError, Enrollment, PodFiles, Proof, fetch_pinned_ca, join, local_address_towards};
 pub use identity::{
     BadName, Identity, Name, NotIdentified, peer_identity, peer_serial, serial_of_certificate,
 };

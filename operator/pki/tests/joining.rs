@@ -61,7 +61,7 @@ async fn operator(
 fn enrollment(operator: &str, token: JoinToken) -> Enrollment {
     Enrollment {
         operator: operator.to_owned(),
-        token,
+        proof: tandem_pki::Proof::Token(token),
         role: Role::Host,
         name: "mac-a".to_owned(),
         addresses: vec!["127.0.0.1".to_owned()],

@@ -106,7 +106,7 @@ impl agents_server::Agents for Agents {
                 &identity,
                 &issued.serial,
                 issued.not_after,
-                false,
+                membership::Binding::Same,
                 cluster.now(),
             )
             .await

@@ -12,7 +12,8 @@ use tonic::{Request, Response, Status};
 
 use crate::caller::{chain, refusal};
 use crate::cluster::Cluster;
-use crate::membership::{self, JoinRefused};
+use crate::membership::{self, Binding, JoinRefused};
+use crate::pods::{self, PodRefused};
 
 /// Largest request of a caller that nobody knows yet.
 pub(super) const LARGEST_REQUEST: usize = 64 * 1024;
@@ -84,18 +85,21 @@ impl enrollment_server::Enrollment for Enrollment {
             _ => return Err(Status::invalid_argument("only hosts and gateways join with a token")),
         }
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let store = &*cluster.store;
+        let known = membership::is_member(store, &identity).await.map_err(refusal)?;
+        if !request.service_account_token.is_empty() {
+            return self.join_pod(request, identity, known).await;
+        }
         let token: JoinToken = request
             .token
             .parse()
             .map_err(|error: tandem_pki::BadToken| Status::invalid_argument(error.to_string()))?;
-        let store = &*cluster.store;
         if token.ca() != cluster.authority.fingerprint() {
             return Err(said(JoinRefused::Unknown, &identity));
         }
         let spendable = membership::check_token(store, &token, role, &request.name, cluster.now())
             .await
             .map_err(|error| said(error, &identity))?;
-        let known = membership::is_member(store, &identity).await.map_err(refusal)?;
         if known && !spendable.names_holder {
             return Err(said(JoinRefused::Taken(identity.clone()), &identity));
         }
@@ -106,10 +110,57 @@ impl enrollment_server::Enrollment for Enrollment {
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
         membership::spend(store, &spendable).await.map_err(|error| said(error, &identity))?;
-        membership::remember(store, &identity, &issued.serial, issued.not_after, known, cluster.now())
+        let bound = if known { Binding::TakenOver(None) } else { Binding::Same };
+        membership::remember(store, &identity, &issued.serial, issued.not_after, bound, cluster.now())
             .await
             .map_err(refusal)?;
         tracing::info!(%identity, ?from, serial = issued.serial, "joined");
+        if known {
+            cluster.refresh_revoked().await.map_err(refusal)?;
+            cluster.wake.notify_one();
+        }
+        Ok(Response::new(Certificate {
+            certificate_pem: issued.certificate_pem,
+            ca_pem: issued.ca_pem,
+            not_after: issued.not_after,
+        }))
+    }
+}
+
+impl Enrollment {
+    /// A pod of the cluster: what it is bound to is known, so that it may come again, and another node of its name takes over.
+    async fn join_pod(
+        &self,
+        request: JoinRequest,
+        identity: Identity,
+        known: bool,
+    ) -> Result<Response<Certificate>, Status> {
+        let cluster = &self.cluster;
+        let store = &*cluster.store;
+        let checked = pods::check(
+            store.platform(),
+            &cluster.service_accounts,
+            &request.service_account_token,
+            request.role(),
+            &request.name,
+        );
+        let uid = match checked.await {
+            Ok(uid) => uid,
+            Err(PodRefused::Store(error)) => return Err(refusal(error)),
+            Err(error) => {
+                tracing::warn!(%identity, reason = %error, "refused to let join");
+                return Err(Status::permission_denied(error.to_string()));
+            }
+        };
+        let issued = cluster
+            .authority
+            .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
+            .map_err(|error| Status::invalid_argument(chain(&error)))?;
+        let bound = Binding::TakenOver(Some(uid.clone()));
+        membership::remember(store, &identity, &issued.serial, issued.not_after, bound, cluster.now())
+            .await
+            .map_err(refusal)?;
+        tracing::info!(%identity, uid, serial = issued.serial, "joined as a pod");
         if known {
             cluster.refresh_revoked().await.map_err(refusal)?;
             cluster.wake.notify_one();

@@ -138,7 +138,7 @@ async fn complete(cluster: &Cluster, pull: ModelsPull) -> Result<ModelsPull, Str
         let reference = SecretRef { name: secret_name.clone(), key: secret_key.clone() };
         let found = secrets::find(&*cluster.store, &namespace, &reference).await;
         let found = found.map_err(|error| chain(&error))?;
-        let found = found.ok_or_else(|| secrets::missing(&namespace, &reference))?;
+        let found = found.ok_or_else(|| secrets::missing(&*cluster.store, &namespace, &reference))?;
         credential = Some(found.secret);
     }
     let resolving = cluster.models.resolve(cluster, &source, &quant, &[], credential.as_ref());

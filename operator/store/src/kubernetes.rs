@@ -7,6 +7,7 @@ mod api;
 mod events;
 mod lease;
 mod paths;
+mod platform;
 mod records;
 mod refusals;
 mod watch;
@@ -31,6 +32,7 @@ use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::event::{Event, EventNote};
 use crate::object::{API_VERSION, Key, Kind, Object, Selector, Version};
+use crate::platform::Platform;
 use crate::revise;
 use crate::watch::{Watch, listed_first};
 use crate::{ApplyOptions, ApplyOutcome, Lease, Listing, MAX_OBJECT_BYTES, Record, Store};
@@ -211,6 +213,10 @@ fn stated(mut object: Value) -> Value {
 impl Store for KubernetesStore {
     fn home(&self) -> &'static str {
         "kubernetes"
+    }
+
+    fn platform(&self) -> Option<&dyn Platform> {
+        Some(self)
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, StoreError> {

@@ -1,14 +1,13 @@
-//! What a home on Kubernetes knows beyond objects: whose token a pod shows, the nodes under the hosts, the agents' pods, and
-//! people's own secrets.
+//! What a home on Kubernetes knows beyond objects: whose token a pod shows, people's own secrets, and where pods and people find
+//! what they need to trust an operator.
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
 
 use crate::{StoreError, Version};
 
-/// The cluster under a home. Reads of nodes and pods come from watched caches and cost no request.
+/// The cluster under a home.
 #[async_trait]
 pub trait Platform: Send + Sync {
     /// One of people's own secrets, if there is one of this name.
@@ -17,21 +16,15 @@ pub trait Platform: Send + Sync {
     /// Asks whose token this is, made for this audience. `None`: nobody's, expired, or for another audience.
     async fn review_token(&self, token: &str, audience: &str) -> Result<Option<TokenOwner>, StoreError>;
 
-    /// Every node, by name.
-    async fn nodes(&self) -> Result<BTreeMap<String, Node>, StoreError>;
-
-    /// Every agent's pod in the agents' namespace, by node.
-    async fn agent_pods(&self) -> Result<Vec<AgentPod>, StoreError>;
-
-    /// A word after every change of nodes or agents' pods; ends never, and recovers by itself.
-    fn changes(&self) -> BoxStream<'static, ()>;
-
     /// Publishes the authorities' certificates where pods of the operator's and the agents' namespaces mount them: the config
     /// map `tandem-trust`, key `ca.crt`. Writes nothing when they are there already.
     async fn publish_trust(&self, ca_pem: &str) -> Result<(), StoreError>;
 
-    /// Deletes this very pod, so that its DaemonSet makes a new one of the newest revision.
-    async fn delete_pod(&self, pod: &AgentPod) -> Result<(), StoreError>;
+    /// Publishes a person's credentials in the operator's namespace: the Secret `tandem-admin`.
+    async fn publish_admin(&self, values: &BTreeMap<String, String>) -> Result<(), StoreError>;
+
+    /// What is published there.
+    async fn admin(&self) -> Result<Option<PlatformSecret>, StoreError>;
 }
 
 /// Values of a secret. It has no `Debug`, so that nothing can print it.
@@ -63,34 +56,4 @@ pub struct Bound {
     pub name: String,
     /// Its UID: another object of the same name has another.
     pub uid: String,
-}
-
-/// A node, as far as it matters for the host on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    /// Its UID: a node that was deleted and made again has another.
-    pub uid: String,
-    /// Cordoned, or tainted so that nothing may stay: what runs there has to move.
-    pub leaving: bool,
-    /// Labels, such as `topology.kubernetes.io/zone`.
-    pub labels: BTreeMap<String, String>,
-}
-
-/// An agent's pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentPod {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// The node that it runs on.
-    pub node: String,
-    /// The DaemonSet that owns it.
-    pub daemon_set: String,
-    /// Whether it is of its DaemonSet's newest revision.
-    pub current: bool,
-    /// Whether all its containers are ready.
-    pub ready: bool,
 }

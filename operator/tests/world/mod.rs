@@ -126,7 +126,7 @@ impl World {
     ) -> Result<Credentials, EnrollError> {
         let enrollment = Enrollment {
             operator: self.url.clone(),
-            token: token.parse().unwrap(),
+            proof: tandem_pki::Proof::Token(token.parse().unwrap()),
             role,
             name: name.into(),
             addresses: vec!["127.0.0.1".into()],
@@ -206,6 +206,7 @@ pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
         store: StoreSettings::Embedded,
         name: None,
         peer_url: None,
+        service_accounts: tandem_operator::ServiceAccounts::default(),
         listen: SocketAddr::from(([127, 0, 0, 1], port)),
         advertise: Vec::new(),
         timing,

@@ -15,6 +15,7 @@ use crate::asked::Asked;
 use crate::lead::{Leader, Own};
 use crate::logs::LogRelay;
 use crate::membership;
+use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::pods::ServiceAccounts;
 use crate::sessions::Sessions;
@@ -30,6 +31,7 @@ pub(crate) struct Cluster {
     pub(crate) own: Own,
     pub(crate) timing: Timing,
     pub(crate) sessions: Sessions,
+    pub(crate) metrics: Metrics,
     pub(crate) logs: LogRelay,
     pub(crate) asked: Asked,
     pub(crate) models: Arc<Models>,
@@ -71,6 +73,7 @@ impl Cluster {
             authority,
             own,
             timing,
+            metrics: Metrics::new(),
             logs: LogRelay::default(),
             asked: Asked::default(),
             models: Arc::new(Models::new()),

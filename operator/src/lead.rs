@@ -107,6 +107,7 @@ impl Leadership {
             }
         }
         self.cluster.leading.send_if_modified(|known| std::mem::replace(known, term) != term);
+        self.cluster.metrics.leads(term);
         term
     }
 

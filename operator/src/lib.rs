@@ -11,6 +11,7 @@ mod cluster;
 mod lead;
 mod logs;
 mod membership;
+mod metrics;
 mod models;
 mod pods;
 mod reconcile;

@@ -41,6 +41,9 @@ struct Run {
     /// Where to listen for agents, gateways and the CLI.
     #[arg(long, env = "TANDEM_OPERATOR_LISTEN", default_value = "0.0.0.0:7443")]
     listen: SocketAddr,
+    /// Serve figures for Prometheus at /metrics and probes at /livez and /readyz here, without TLS [default: off]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "TANDEM_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
     /// IP address or DNS name at which others reach this operator; repeat it for several. The first one is written into
     /// DATA-DIR/admin/tandem.yaml.
     #[arg(long, env = "TANDEM_OPERATOR_ADVERTISE", value_delimiter = ',')]
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
         name: run.name,
         peer_url: run.peer_url,
         listen: run.listen,
+        metrics_listen: run.metrics_listen,
         advertise: run.advertise,
         timing: Timing::default(),
         sources: SourceSettings {

@@ -7,7 +7,7 @@ mod said;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -21,6 +21,7 @@ use self::said::Said;
 use crate::caller::chain;
 use crate::cluster::Cluster;
 use crate::lead::{Leader, Leadership};
+use crate::metrics::Reconciled;
 use crate::models::{Found, Knowledge, Models};
 use crate::serve::ready;
 use crate::{secrets, supply};
@@ -120,17 +121,19 @@ impl Control {
 
     /// One pass; how long until the next is due.
     async fn next(&mut self) -> Duration {
-        let sleep = match self.pass().await {
-            Ok(sleep) => sleep,
+        let begun = Instant::now();
+        let (how, sleep) = match self.pass().await {
+            Ok(sleep) => (Reconciled::Done, sleep),
             Err(error) if error.is_conflict() => {
                 tracing::debug!(error = chain(&error), "somebody else was faster: planning anew");
-                Duration::ZERO
+                (Reconciled::Conflict, Duration::ZERO)
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "a look at the cluster failed");
-                AFTER_FAILURE
+                (Reconciled::Failed, AFTER_FAILURE)
             }
         };
+        self.cluster.metrics.reconciled(how, begun.elapsed(), self.cluster.now());
         sleep.min(LONGEST_SLEEP)
     }
 
@@ -153,7 +156,10 @@ impl Control {
         let observation =
             Observation { hosts: observed.presence.clone(), endpoint: endpoint(&cluster, &observed) };
         let now = cluster.now();
-        let plan = match tandem_plan::plan(&state, &observation, now) {
+        let begun = Instant::now();
+        let planned = tandem_plan::plan(&state, &observation, now);
+        cluster.metrics.planned(begun.elapsed());
+        let plan = match planned {
             Ok(plan) => plan,
             Err(outranked) => {
                 tracing::warn!(%outranked, "not planning");
@@ -171,6 +177,12 @@ impl Control {
         routes::publish(&cluster.routes, &mut self.version, &plan.routes, revoked);
         let nothing = BTreeMap::new();
         supply(if term.is_some() { &plan.specs } else { &nothing });
+        if term.is_some() {
+            cluster.metrics.deployments(plan.statuses.iter());
+            let heard = |presence: &HostObservation| matches!(presence, HostObservation::Known(_));
+            let hosts = observed.presence.iter().map(|(host, presence)| (host, heard(presence)));
+            cluster.metrics.hosts(hosts, cluster.gateways().len());
+        }
         let due = due.min(self.until_due(&plan, now));
         Ok(if term.is_some() { due.min(self.carry_out(&observed, &plan).await?) } else { due })
     }

@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::lead::Own;
 use crate::settings::{Settings, StoreSettings};
 use crate::sources::Sources;
-use crate::{admin, authority, reconcile, serve};
+use crate::{admin, authority, metrics, reconcile, serve};
 
 /// A running operator.
 pub struct Operator {
@@ -122,6 +122,10 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     ));
     let shutdown = cluster.shutdown.clone();
     cluster.refresh_revoked().await?;
+    if let Some(listen) = settings.metrics_listen {
+        let metrics = metrics::serve(Arc::clone(&cluster), listen).await?;
+        tracing::info!(address = %metrics, "figures for Prometheus are at /metrics");
+    }
     let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
     let server = tokio::spawn(async move { serve::run(cluster, listener).await });
     tracing::info!(%address, url, version = env!("CARGO_PKG_VERSION"), "operator listens");

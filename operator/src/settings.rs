@@ -21,6 +21,8 @@ pub struct Settings {
     pub peer_url: Option<String>,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where figures for Prometheus and probes are answered by plain HTTP; none: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// IP addresses and DNS names at which agents, gateways and people reach this operator. The first one is written into the
     /// admin's configuration.
     pub advertise: Vec<String>,

@@ -38,6 +38,7 @@ pub(super) async fn specs(
         let taken: Vec<&Step> = plan.steps.iter().filter(|step| step.host == *host).collect();
         for step in &taken {
             tracing::info!(%step, "step taken");
+            cluster.metrics.step(reason_of(step));
         }
         cluster.store.record_events(taken.into_iter().filter_map(note_of_step).collect()).await?;
     }
@@ -120,17 +121,31 @@ fn json<T: serde::Serialize>(value: &T) -> Value {
 fn note_of_step(step: &Step) -> Option<EventNote> {
     use tandem_plan::Action;
     let about = key(step.deployment()?);
-    let (reason, what) = match &step.action {
+    let workload = match &step.action {
         Action::Lead { .. } => return None,
-        Action::Start { workload, .. } => ("Starting", format!("{workload} on {}", step.host)),
-        Action::Replace { workload, .. } => ("Replacing", format!("{workload} on {}", step.host)),
-        Action::Promote { workload, .. } => ("Promoting", format!("{workload} on {}", step.host)),
-        Action::Demote { workload, .. } => ("Demoting", format!("{workload} on {}", step.host)),
-        Action::Revise { workload, .. } => ("Revising", format!("{workload} on {}", step.host)),
-        Action::Stop { workload, .. } => ("Stopping", format!("{workload} on {}", step.host)),
+        Action::Start { workload, .. }
+        | Action::Replace { workload, .. }
+        | Action::Promote { workload, .. }
+        | Action::Demote { workload, .. }
+        | Action::Revise { workload, .. }
+        | Action::Stop { workload, .. } => workload,
     };
-    let message = format!("{what}: {}", step.reason);
-    Some(EventNote { about, severity: Severity::Normal, reason: reason.to_owned(), message })
+    let message = format!("{workload} on {}: {}", step.host, step.reason);
+    Some(EventNote { about, severity: Severity::Normal, reason: reason_of(step).to_owned(), message })
+}
+
+/// One word for a step.
+fn reason_of(step: &Step) -> &'static str {
+    use tandem_plan::Action;
+    match &step.action {
+        Action::Lead { .. } => "Leading",
+        Action::Start { .. } => "Starting",
+        Action::Replace { .. } => "Replacing",
+        Action::Promote { .. } => "Promoting",
+        Action::Demote { .. } => "Demoting",
+        Action::Revise { .. } => "Revising",
+        Action::Stop { .. } => "Stopping",
+    }
 }
 
 fn key(deployment: &DeploymentRef) -> Key {

@@ -208,6 +208,7 @@ pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
         peer_url: None,
         service_accounts: tandem_operator::ServiceAccounts::default(),
         listen: SocketAddr::from(([127, 0, 0, 1], port)),
+        metrics_listen: None,
         advertise: Vec::new(),
         timing,
         sources: SourceSettings::default(),

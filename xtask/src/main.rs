@@ -4,6 +4,7 @@ mod bench;
 mod cache;
 mod crds;
 mod demo;
+mod e2e;
 mod programs;
 mod sdk;
 mod steps;
@@ -36,6 +37,8 @@ enum Task {
     Sdk,
     /// Build the servers that tests run against, from the Go modules in e2e/tools, into the cache.
     Tools(tools::Options),
+    /// Install the chart on a real cluster of two nodes, in namespaces of this machine, and kill a node in mid-stream.
+    E2e(e2e::Options),
     /// Write the CustomResourceDefinitions in crds/ from the Rust types.
     Crds,
 }
@@ -60,6 +63,7 @@ fn run(task: &Task) -> Result<()> {
             sdk::run()
         }),
         Task::Tools(options) => tools::build(options),
+        Task::E2e(options) => e2e::run(options),
         Task::Crds => crds::write(),
     }
 }

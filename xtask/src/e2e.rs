@@ -1,0 +1,80 @@
+//! `cargo xtask e2e`: the chart on a real cluster of two nodes and a machine outside of it, in namespaces of this one.
+
+mod cluster;
+mod scenarios;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use tandem_servers::{Tool, Tools, site};
+
+use crate::programs;
+use crate::steps::{self, Outcome};
+
+use self::cluster::Cluster;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// What is to be shown; without it, everything in this order.
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(scenarios::NAMES))]
+    scenarios: Vec<String>,
+    /// Leave the cluster running after a failure until Enter is pressed.
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if site::inside().is_some() {
+        return inside(options);
+    }
+    steps::alone("cluster", || {
+        programs::build()?;
+        step(&options.scenarios, options.keep)
+    })
+}
+
+/// As a step of `test`: the programs are built already.
+pub(crate) fn step(scenarios: &[String], keep: bool) -> Result<Outcome> {
+    if let Some(lacks) = site::lacks() {
+        return Ok(Outcome::Skipped(lacks));
+    }
+    let tools = Tools::find()?;
+    for tool in
+        [Tool::Kubernetes, Tool::Etcd, Tool::Containerd, Tool::Runc, Tool::Cni, Tool::CoreDns, Tool::Helm]
+    {
+        tool.check_system()?;
+        tools.dir(tool)?;
+    }
+    let mut arguments = vec!["e2e".to_owned()];
+    arguments.extend(scenarios.iter().cloned());
+    arguments.extend(keep.then(|| "--keep".to_owned()));
+    let status = site::run_inside(&arguments)?;
+    ensure!(status.success(), "the scenarios in the cluster ended with {status}");
+    Ok(Outcome::Passed)
+}
+
+fn inside(options: &Options) -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut cluster = Cluster::start(&runtime)?;
+    let wanted =
+        |name: &str| options.scenarios.is_empty() || options.scenarios.iter().any(|other| other == name);
+    for (name, scenario) in scenarios::ALL {
+        if !wanted(name) && name != scenarios::FIRST {
+            continue;
+        }
+        eprintln!("   {name} …");
+        let begun = std::time::Instant::now();
+        if let Err(error) = scenario(&mut cluster) {
+            eprintln!("{}", cluster.story());
+            if options.keep {
+                eprintln!(
+                    "error: {error:#}\nthe cluster is left as it is: `nsenter -t {} -a`; Enter ends it",
+                    std::process::id()
+                );
+                std::io::stdin().read_line(&mut String::new())?;
+            }
+            return Err(error.context(format!("scenario {name}")));
+        }
+        eprintln!("   {name}: {:.1} s", begun.elapsed().as_secs_f64());
+    }
+    Ok(())
+}

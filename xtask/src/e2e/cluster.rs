@@ -1,0 +1,282 @@
+//! The cluster that scenarios run in: a control plane, two nodes, cluster DNS, and our images on every node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use tandem_servers::{
+    ControlPlane, GATEWAY, Image, Machine, Node, Options, Setting, Stage, Tool, Tools, User, network,
+};
+use tempfile::TempDir;
+
+use crate::{cache, programs};
+
+/// Namespace of the release.
+pub(super) const SYSTEM: &str = "tandem-system";
+/// Namespace of its agents.
+pub(super) const AGENTS: &str = "tandem-agents";
+/// Port on every node at which the operator is reached from outside.
+pub(super) const OPERATOR_PORT: u16 = 30743;
+/// Where machines see the examples of this repository.
+const EXAMPLES: &str = "/var/lib/tandem/examples";
+/// Kubernetes' own Service range has this one for DNS.
+const DNS: &str = "10.96.0.10";
+
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<Node>,
+    /// A machine outside of Kubernetes, once it has joined.
+    pub(super) mac: Option<Machine>,
+    pub(super) setting: Setting,
+    pub(super) plane: ControlPlane,
+    pub(super) runtime: tokio::runtime::Handle,
+    dir: TempDir,
+    tools: Tools,
+}
+
+impl Cluster {
+    pub(super) fn start(runtime: &tokio::runtime::Runtime) -> Result<Self> {
+        let begun = Instant::now();
+        network()?;
+        let dir = tempfile::Builder::new().prefix("tandem-cluster-").tempdir()?;
+        let tools = Tools::find()?;
+        let images = images(dir.path(), &tools)?;
+        let options = Options {
+            address: GATEWAY,
+            controller_manager: true,
+            scheduler: true,
+            crds: false,
+            api_server: Vec::new(),
+        };
+        let plane = runtime.block_on(ControlPlane::start_with(options))?;
+        let folders = vec![(cache::workspace().join("examples"), PathBuf::from(EXAMPLES))];
+        let setting = Setting { dir: dir.path().to_owned(), images, folders };
+        let mut nodes = Vec::new();
+        for (name, number) in [("n1", 1), ("n2", 2)] {
+            nodes.push(Node::start(&plane, &setting, name, number)?);
+        }
+        for node in &nodes {
+            node.wait_ready(&plane, Duration::from_secs(120))?;
+        }
+        let cluster =
+            Self { nodes, mac: None, setting, plane, runtime: runtime.handle().clone(), dir, tools };
+        cluster.apply(&cluster_dns())?;
+        cluster.kubectl(&[
+            "-n",
+            "kube-system",
+            "rollout",
+            "status",
+            "deployment/coredns",
+            "--timeout=60s",
+        ])?;
+        eprintln!("   a cluster of two nodes: {:.1} s", begun.elapsed().as_secs_f64());
+        Ok(cluster)
+    }
+
+    pub(super) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.plane.kubectl(arguments)
+    }
+
+    /// One field of an object, or an empty text.
+    pub(super) fn field(&self, what: &[&str], path: &str) -> Result<String> {
+        let path = format!("jsonpath={path}");
+        self.kubectl(&[&["get"], what, &["-o", &path]].concat())
+    }
+
+    pub(super) fn apply(&self, objects: &[Value]) -> Result<()> {
+        let path = self.dir.path().join("objects.json");
+        fs::write(&path, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
+        self.kubectl(&["apply", "-f", &path.display().to_string()]).map(drop)
+    }
+
+    /// Where temporary files may be.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(super) fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(self.tools.program(Tool::Helm, "helm")?);
+        command.args(arguments).arg("--kubeconfig").arg(self.plane.kubeconfig(User::ADMIN)?);
+        command.env("HOME", self.dir.path());
+        output(&mut command)
+    }
+
+    /// The CLI as its users run it, as the first admin, through the operator's port on a node.
+    pub(super) fn tandem(&self, arguments: &[&str]) -> Result<String> {
+        let config = self.dir.path().join("admin/tandem.yaml");
+        if !config.is_file() {
+            let admin = self.dir.path().join("admin");
+            fs::create_dir_all(&admin)?;
+            for (key, file) in
+                [("tls\\.crt", "certificate.pem"), ("tls\\.key", "key.pem"), ("ca\\.crt", "ca.pem")]
+            {
+                let text =
+                    self.field(&["secret", "tandem-admin", "-n", SYSTEM], &format!("{{.data.{key}}}"))?;
+                fs::write(admin.join(file), decoded(&text)?)?;
+            }
+            let text =
+                format!("operator: https://{}:{OPERATOR_PORT}\ncredentials: .\n", self.nodes[0].address());
+            fs::write(&config, text)?;
+        }
+        let mut command = Command::new(programs::dir()?.join("tandem"));
+        output(command.arg("--config").arg(&config).args(arguments))
+    }
+
+    /// Waits until something is as it should be; `what` says what was waited for.
+    pub(super) fn until(
+        &self,
+        what: &str,
+        within: Duration,
+        mut done: impl FnMut() -> Result<bool>,
+    ) -> Result<Duration> {
+        let begun = Instant::now();
+        loop {
+            match done() {
+                Ok(true) => return Ok(begun.elapsed()),
+                Ok(false) if begun.elapsed() > within => bail!("waited {within:?} in vain: {what}"),
+                Err(error) if begun.elapsed() > within => {
+                    return Err(error.context(format!("waited {within:?} in vain: {what}")));
+                }
+                _ => std::thread::sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+
+    /// The status of a condition of the tiny model's deployment.
+    pub(super) fn condition(&self, name: &str) -> Result<String> {
+        self.field(&["infd", "tiny-kimi"], &format!("{{.status.conditions[?(@.type=='{name}')].status}}"))
+    }
+
+    /// What a person would look at first, for the report of a failure.
+    pub(super) fn story(&self) -> String {
+        let look =
+            |arguments: &[&str]| self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}\n"));
+        let mut story = String::new();
+        for arguments in [
+            ["get", "nodes,pods,infd,infh", "-A", "-o", "wide"].as_slice(),
+            &["describe", "infd", "-A"],
+            &["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"],
+        ] {
+            story.push_str(&look(arguments));
+        }
+        for (namespace, component) in [(SYSTEM, "operator"), (SYSTEM, "gateway"), (AGENTS, "agent")] {
+            let label = format!("app.kubernetes.io/component={component}");
+            let arguments =
+                ["logs", "-n", namespace, "-l", &label, "--all-containers", "--prefix", "--tail=15"];
+            story.push_str(&look(&arguments));
+        }
+        if let Some(machine) = &self.mac {
+            story.push_str(&fs::read_to_string(machine.dir().join("bare.log")).unwrap_or_default());
+        }
+        story
+    }
+}
+
+/// A Secret's value.
+fn decoded(text: &str) -> Result<Vec<u8>> {
+    let mut command = Command::new("base64");
+    let mut child = command
+        .arg("-d")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .context("base64 can't be started")?;
+    std::io::Write::write_all(&mut child.stdin.take().context("base64 has no input")?, text.as_bytes())?;
+    Ok(child.wait_with_output()?.stdout)
+}
+
+pub(super) fn output(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{:?} can't be started", command.get_program()))?;
+    let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {out}{said}");
+    Ok(out.into_owned())
+}
+
+/// Every image that pods of the cluster need: ours as their Containerfiles say, and two of others.
+fn images(dir: &Path, tools: &Tools) -> Result<Vec<PathBuf>> {
+    let built = programs::dir()?;
+    let mut images = Vec::new();
+    for name in ["operator", "agent", "gateway", "cli"] {
+        let file = cache::workspace().join(name).join("Containerfile");
+        let stage = Stage::parse(&fs::read_to_string(&file)?).with_context(|| file.display().to_string())?;
+        let path = dir.join(format!("{name}.tar"));
+        Image::of_stage(&stage, &built)?.write(&format!("local.test/tandem-{name}:1"), &path)?;
+        images.push(path);
+    }
+    let path = dir.join("coredns.tar");
+    Image::of_program(&tools.program(Tool::CoreDns, "coredns")?)?.write("local.test/coredns:1", &path)?;
+    images.push(path);
+    // The parent of a pod's processes: it waits, and its children need no reaping.
+    let (source, program, path) = (dir.join("pause.c"), dir.join("pause"), dir.join("pause.tar"));
+    let code = "#include <signal.h>\n#include <unistd.h>\n\nint main(void) {\n  signal(SIGCHLD, SIG_IGN);\n  for (;;) pause();\n}\n";
+    fs::write(&source, code)?;
+    output(Command::new("cc").args(["-static", "-O1", "-o"]).arg(&program).arg(&source))?;
+    Image::of_program(&program)?.write("local.test/pause:1", &path)?;
+    images.push(path);
+    Ok(images)
+}
+
+fn cluster_dns() -> Vec<Value> {
+    let meta =
+        |name: &str| json!({"name": name, "namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}});
+    let corefile = ".:5353 {\n  errors\n  ready :8181\n  kubernetes cluster.local in-addr.arpa ip6.arpa {\n    pods insecure\n  }\n  \
+                    cache 5\n  reload\n}\n";
+    vec![
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta("coredns")}),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "coredns"},
+            "rules": [
+                {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            ],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "coredns"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "coredns"},
+            "subjects": [{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}],
+        }),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta("coredns"), "data": {"Corefile": corefile}}),
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": meta("kube-dns"),
+            "spec": {
+                "clusterIP": DNS,
+                "selector": {"k8s-app": "kube-dns"},
+                "ports": [
+                    {"name": "dns", "port": 53, "targetPort": 5353, "protocol": "UDP"},
+                    {"name": "dns-tcp", "port": 53, "targetPort": 5353, "protocol": "TCP"},
+                ],
+            },
+        }),
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta("coredns"),
+            "spec": {
+                // One on each node: names are found while a node is gone.
+                "replicas": 2,
+                "selector": {"matchLabels": {"k8s-app": "kube-dns"}},
+                "template": {
+                    "metadata": {"labels": {"k8s-app": "kube-dns"}},
+                    "spec": {
+                        "serviceAccountName": "coredns",
+                        "topologySpreadConstraints": [{
+                            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+                            "labelSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+                        }],
+                        "containers": [{
+                            "name": "coredns",
+                            "image": "local.test/coredns:1",
+                            "imagePullPolicy": "IfNotPresent",
+                            "args": ["-conf", "/etc/coredns/Corefile"],
+                            "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
+                            "volumeMounts": [{"name": "config", "mountPath": "/etc/coredns"}],
+                        }],
+                        "volumes": [{"name": "config", "configMap": {"name": "coredns"}}],
+                    },
+                },
+            },
+        }),
+    ]
+}

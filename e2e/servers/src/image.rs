@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 /// The final stage of a Containerfile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
-    /// Programs, by where they are in the image.
+    /// Programs and files of the system, by where they are in the image.
     pub programs: BTreeMap<String, String>,
     /// As whom it runs; empty: root.
     pub user: String,
@@ -75,7 +75,13 @@ impl Image {
         let mut image =
             Self { user: stage.user.clone(), entrypoint: stage.entrypoint.clone(), ..Self::default() };
         for (path, name) in &stage.programs {
-            image.program(path, &built.join(name))?;
+            if name.contains('/') {
+                let file = Path::new("/").join(name);
+                let bytes = fs::read(&file).with_context(|| format!("{} can't be read", file.display()))?;
+                image.files.insert(path.trim_start_matches('/').to_owned(), bytes);
+            } else {
+                image.program(path, &built.join(name))?;
+            }
         }
         Ok(image)
     }

@@ -31,6 +31,8 @@ use crate::host::TransferStatus;
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
+    selectable = ".spec.model.name",
+    selectable = ".spec.quant",
     printcolumn(name = "Model", type_ = "string", json_path = ".spec.model.name"),
     printcolumn(name = "Quant", type_ = "string", json_path = ".spec.quant"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.ready"),
@@ -40,7 +42,14 @@ use crate::host::TransferStatus;
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Redundant')].status"
     ),
+    printcolumn(name = "Lane", type_ = "string", json_path = ".spec.placement.lane", priority = 1),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", priority = 1),
+    printcolumn(
+        name = "Why",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -300,11 +309,13 @@ pub struct Placement {
     /// Which hosts qualify; absent: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_selector: Option<HostSelector>,
+    /// Who is placed first when more is asked than fits: lanes before age, then the oldest. Nothing that runs is stopped for it.
+    pub lane: Lane,
 }
 
 impl Default for Placement {
     fn default() -> Self {
-        Self { accelerators: vec![Accelerator::Cpu], host_selector: None }
+        Self { accelerators: vec![Accelerator::Cpu], host_selector: None, lane: Lane::default() }
     }
 }
 
@@ -314,6 +325,27 @@ pub enum Accelerator {
     /// The processor, with its main memory.
     #[serde(rename = "CPU")]
     Cpu,
+}
+
+/// Who is placed first when more is asked than fits, in this order.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum Lane {
+    /// What people wait for.
+    #[default]
+    Production,
+    /// What may wait.
+    Batch,
+}
+
+impl std::fmt::Display for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Production => "Production",
+            Self::Batch => "Batch",
+        })
+    }
 }
 
 /// Which hosts qualify.

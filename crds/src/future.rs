@@ -1,7 +1,7 @@
 //! What the design names and this version can't do yet. Refused by name, so that nobody takes silence for support.
 
 /// Fields below an `InferenceDeployment`'s spec.
-const FIELDS: [&str; 5] = ["degradeTo", "lane", "overflow", "sharding", "contingencies"];
+const FIELDS: [&str; 4] = ["degradeTo", "overflow", "sharding", "contingencies"];
 
 /// Values of fields that exist, by path with list indices left out.
 const VALUES: [(&str, &str); 3] = [

@@ -25,6 +25,12 @@ use crate::deployment::{KvCache, ResolvedFile, Sampling};
     derive = "PartialEq",
     derive = "Default",
     doc = "A machine that runs copies of models: what shall run there, and what its agent reports.",
+    selectable = ".spec.unschedulable",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.address"),
     printcolumn(name = "Devices", type_ = "string", json_path = ".status.devices[*].name"),
     printcolumn(name = "Workloads", type_ = "string", json_path = ".spec.workloads[*].id"),

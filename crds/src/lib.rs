@@ -19,8 +19,8 @@ pub use admission::{Violation, admit};
 pub use condition::{Condition, ConditionStatus};
 pub use deployment::{
     Accelerator, Context, Credentials, HostSelector, InferenceDeployment, InferenceDeploymentSpec,
-    InferenceDeploymentStatus, KvCache, ListedFile, Model, ModelStatus, Placement, PlacementStatus, Recovery,
-    Redundancy, ResolvedFile, Sampling, SecretRef, Sizing, Standby,
+    InferenceDeploymentStatus, KvCache, Lane, ListedFile, Model, ModelStatus, Placement, PlacementStatus,
+    Recovery, Redundancy, ResolvedFile, Sampling, SecretRef, Sizing, Standby,
 };
 pub use host::{
     DeploymentRef, Device, DeviceKind, Disk, Drain, HostMemory, InferenceHost, InferenceHostSpec,

@@ -66,7 +66,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
         "  placement: {sharding: Auto}\n  quant:",
         &["spec.placement.sharding: is not supported yet"],
     ),
-    ("  quant:", "  placement: {lane: Batch}\n  quant:", &["spec.placement.lane: is not supported yet"]),
+    ("  quant:", "  placement: {lane: Express}\n  quant:", &["spec.placement.lane", "Batch"]),
     (
         "  quant:",
         "  redundancy: {degradeTo: [Q2_K]}\n  quant:",

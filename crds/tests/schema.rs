@@ -177,9 +177,15 @@ fn definitions_carry_what_tools_use() {
         .iter()
         .filter_map(|c| c["name"].as_str())
         .collect();
-    assert_eq!(columns, ["Model", "Quant", "Ready", "Cover", "Redundant", "Endpoint", "Age"]);
+    assert_eq!(columns, ["Model", "Quant", "Ready", "Cover", "Redundant", "Lane", "Endpoint", "Why", "Age"]);
+    let selectable = |version: &Value| -> Vec<String> {
+        let fields = version["selectableFields"].as_array().unwrap().iter();
+        fields.map(|field| field["jsonPath"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(selectable(version), [".spec.model.name", ".spec.quant"]);
 
     let host = Kind::InferenceHost.definition();
     assert_eq!(host["spec"]["scope"], "Cluster");
+    assert_eq!(selectable(&host["spec"]["versions"][0]), [".spec.unschedulable"]);
     assert_eq!(host["spec"]["names"]["shortNames"][0], "infh");
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures that anyone can measure again.
 
+mod plan;
 mod quantiles;
 mod release;
 mod takeover;
@@ -14,6 +15,8 @@ use self::release::Release;
 pub(crate) enum Bench {
     /// Kill and freeze what serves a stream, at random tokens, and measure how long the client waits for the next one.
     Takeover(takeover::Options),
+    /// Plan fleets of several sizes, up to 10,000 hosts and 5,000 deployments. Builds for release.
+    Plan(plan::Options),
     /// Fetch weights from a hub on loopback, held against dd and curl, and by several hosts at once. Builds for release.
     Weights(weights::Options),
 }
@@ -21,6 +24,10 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Takeover(options) => takeover::run(options),
+        Bench::Plan(options) => match release::alone()? {
+            Release::Ran => Ok(()),
+            Release::Here => plan::run(options),
+        },
         Bench::Weights(options) => match release::again()? {
             Release::Ran => Ok(()),
             Release::Here => weights::run(options),

@@ -266,7 +266,7 @@ fn option(
     }
     let device = best.map(|seat| seat.device);
     let ready = best.filter(|_| fits).map(|seat| speed::ready(question, need, seat.host));
-    let covered = fits && survivors(&copies, failures) >= replicas;
+    let covered = fits && survivors(copies.iter().copied(), failures) >= replicas;
     let cover = match (covered && failures > 0, spec.redundancy.standby, &ready) {
         (false, ..) => "None".to_owned(),
         (true, Standby::Hot, _) => "Hot".to_owned(),

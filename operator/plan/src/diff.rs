@@ -1,6 +1,6 @@
 //! From decisions to what is written: each changed host's whole spec, and the steps with their reasons.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 
 use tandem_crds::{InferenceHostSpec, WorkloadMode, WorkloadSpec};
 
@@ -25,7 +25,7 @@ pub(crate) fn diff(world: &World, decisions: &[Decision]) -> Diff {
     let mut draft = Draft::new(world);
     for (index, host) in world.hosts.iter().enumerate() {
         if host.spec.term < world.term {
-            draft.specs[index].term = world.term;
+            draft.spec(index).term = world.term;
             draft.step(
                 index,
                 Action::Lead { term: world.term },
@@ -35,7 +35,7 @@ pub(crate) fn diff(world: &World, decisions: &[Decision]) -> Diff {
     }
     for copy in &world.orphans {
         let workload = copy.workload;
-        draft.specs[copy.host].workloads.retain(|other| other.id != workload.id);
+        draft.spec(copy.host).workloads.retain(|other| other.id != workload.id);
         let action = Action::Stop { deployment: workload.deployment.clone(), workload: workload.id.clone() };
         draft.step(copy.host, action, format!("{} is deleted", workload.deployment));
     }
@@ -47,24 +47,25 @@ pub(crate) fn diff(world: &World, decisions: &[Decision]) -> Diff {
 
 struct Draft<'a> {
     world: &'a World<'a>,
-    specs: Vec<InferenceHostSpec>,
+    /// Of those hosts that change.
+    specs: BTreeMap<usize, InferenceHostSpec>,
     /// What each host's generation becomes if its workloads change.
     next: Vec<u64>,
-    ids: BTreeSet<String>,
-    epochs: BTreeMap<String, u64>,
+    /// Every id that some host has or remembers, with the highest epoch known of it.
+    known: HashMap<&'a str, u64>,
+    /// The same of what this plan starts.
+    begun: HashMap<String, u64>,
     diff: Diff,
 }
 
 impl<'a> Draft<'a> {
     fn new(world: &'a World<'a>) -> Self {
-        let mut ids = BTreeSet::new();
-        let mut epochs: BTreeMap<String, u64> = BTreeMap::new();
+        let mut known: HashMap<&str, u64> = HashMap::new();
         for host in &world.hosts {
             let assigned = host.spec.workloads.iter().map(|workload| (&workload.id, workload.epoch));
             let reported = host.report.into_iter().flat_map(|report| &report.workloads);
             for (id, epoch) in assigned.chain(reported.map(|status| (&status.id, status.epoch))) {
-                ids.insert(id.clone());
-                let highest = epochs.entry(id.clone()).or_default();
+                let highest = known.entry(id).or_default();
                 *highest = epoch.max(*highest);
             }
         }
@@ -74,12 +75,17 @@ impl<'a> Draft<'a> {
         };
         Self {
             world,
-            specs: world.hosts.iter().map(|host| host.spec.clone()).collect(),
+            specs: BTreeMap::new(),
             next: world.hosts.iter().map(next).collect(),
-            ids,
-            epochs,
+            known,
+            begun: HashMap::new(),
             diff: Diff::default(),
         }
+    }
+
+    /// A host's spec, to be changed.
+    fn spec(&mut self, host: usize) -> &mut InferenceHostSpec {
+        self.specs.entry(host).or_insert_with(|| self.world.hosts[host].spec.clone())
     }
 
     fn step(&mut self, host: usize, action: Action, reason: String) {
@@ -96,21 +102,17 @@ impl<'a> Draft<'a> {
         if let Model::Resolved(resolved) = wanted.model {
             for (index, copy) in wanted.copies.iter().enumerate() {
                 let running = copy.workload;
-                if changed(index) || roll::is_outdated(wanted, resolved, running) {
+                if changed(index)
+                    || roll::is_outdated(wanted, resolved, running)
+                    || !roll::is_revised(wanted, resolved, running)
+                {
                     continue;
                 }
-                let revised =
-                    roll::workload(wanted, resolved, running.id.clone(), running.epoch, running.mode);
-                if revised != *running {
-                    self.put(copy.host, revised);
-                    let action =
-                        Action::Revise { deployment: wanted.key.clone(), workload: running.id.clone() };
-                    self.step(
-                        copy.host,
-                        action,
-                        "its source, sampling or size changed, which needs no start".to_owned(),
-                    );
-                }
+                let (id, epoch, mode) = (running.id.clone(), running.epoch, running.mode);
+                let action = Action::Revise { deployment: wanted.key.clone(), workload: id.clone() };
+                self.put(copy.host, roll::workload(wanted, resolved, id, epoch, mode));
+                let reason = "its source, sampling or size changed, which needs no start";
+                self.step(copy.host, action, reason.to_owned());
             }
             for (index, reason) in &decision.replace {
                 let copy = &wanted.copies[*index];
@@ -140,7 +142,7 @@ impl<'a> Draft<'a> {
         }
         for (index, reason) in &decision.stop {
             let copy = &wanted.copies[*index];
-            self.specs[copy.host].workloads.retain(|other| other.id != copy.workload.id);
+            self.spec(copy.host).workloads.retain(|other| other.id != copy.workload.id);
             let action = Action::Stop { deployment: wanted.key.clone(), workload: copy.workload.id.clone() };
             self.step(copy.host, action, reason.clone());
         }
@@ -170,7 +172,7 @@ impl<'a> Draft<'a> {
 
     /// Puts a workload in place of the one of its id, or beside the others.
     fn put(&mut self, host: usize, workload: WorkloadSpec) {
-        let workloads = &mut self.specs[host].workloads;
+        let workloads = &mut self.spec(host).workloads;
         match workloads.iter_mut().find(|other| other.id == workload.id) {
             Some(place) => *place = workload,
             None => workloads.push(workload),
@@ -180,9 +182,10 @@ impl<'a> Draft<'a> {
     /// Above every epoch that is known of an id, and never below the generation that first carries it: a host's
     /// generation only grows, so even an id that was forgotten starts above what that host has seen of it.
     fn epoch(&mut self, id: &str, host: usize) -> u64 {
-        let known = self.epochs.entry(id.to_owned()).or_default();
-        *known = self.next[host].max(*known + 1);
-        *known
+        let newest = self.begun.get(id).or_else(|| self.known.get(id)).copied().unwrap_or(0);
+        let epoch = self.next[host].max(newest + 1);
+        self.begun.insert(id.to_owned(), epoch);
+        epoch
     }
 
     /// The lowest number that no host has or remembers.
@@ -190,7 +193,7 @@ impl<'a> Draft<'a> {
         let mut number = 1_u64;
         loop {
             let id = workload_id(namespace, name, number);
-            if self.ids.insert(id.clone()) {
+            if !self.known.contains_key(id.as_str()) && !self.begun.contains_key(&id) {
                 return id;
             }
             number += 1;
@@ -198,10 +201,15 @@ impl<'a> Draft<'a> {
     }
 
     fn finish(mut self) -> Diff {
-        let mut kept = keep::keepers(self.world).into_iter();
-        for (index, mut spec) in self.specs.into_iter().enumerate() {
-            let host = &self.world.hosts[index];
-            spec.keep_files = kept.next().unwrap_or_default();
+        let kept = keep::keepers(self.world);
+        for (index, (host, kept)) in self.world.hosts.iter().zip(kept).enumerate() {
+            let same_files = host.spec.keep_files.iter().map(String::as_str).eq(kept.iter().copied());
+            let Some(mut spec) =
+                self.specs.remove(&index).or_else(|| (!same_files).then(|| host.spec.clone()))
+            else {
+                continue;
+            };
+            spec.keep_files = kept.into_iter().map(str::to_owned).collect();
             if spec.workloads != host.spec.workloads || spec.keep_files != host.spec.keep_files {
                 spec.generation = self.next[index];
                 spec.workloads.sort_by(|a, b| a.id.cmp(&b.id));

@@ -1,7 +1,7 @@
 //! Which files a host keeps although no workload there uses them: they might be the last copy of a model that some deployment
 //! wants. Fetching them again takes hours; keeping them costs disk. The answer is sticky, so that nothing moves without need.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tandem_crds::ResolvedFile;
 
@@ -19,7 +19,7 @@ const MAX_REPORTED: usize = 128;
 /// A host that keeps a wanted file goes on keeping it while it has it, or while nobody hears what it has. Where fewer than
 /// one and `hostFailures` known hosts keep a file, known holders join them: those that run it first, then by name. Hosts that
 /// are being emptied don't count where others have it.
-pub(crate) fn keepers(world: &World) -> Vec<Vec<String>> {
+pub(crate) fn keepers<'a>(world: &'a World<'a>) -> Vec<BTreeSet<&'a str>> {
     let listed: Vec<Listed> = world.hosts.iter().map(Listed::of).collect();
     let wanted = wanted(world);
     let mut kept: Vec<BTreeSet<&str>> = world
@@ -37,14 +37,19 @@ pub(crate) fn keepers(world: &World) -> Vec<Vec<String>> {
                 .collect()
         })
         .collect();
+    // Known hosts by the wanted files that they say they have, in the hosts' order.
+    let mut holders: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (index, _) in world.hosts.iter().enumerate().filter(|(_, host)| host.is_known()) {
+        for digest in listed[index].files.iter().filter(|digest| wanted.contains_key(**digest)) {
+            holders.entry(digest).or_default().push(index);
+        }
+    }
     for (digest, copies) in &wanted {
         // On hosts that stay, and on those that are being emptied.
         let (mut staying, mut leaving) = (0, 0);
         let (mut others, mut last) = (Vec::new(), Vec::new());
-        for (index, host) in world.hosts.iter().enumerate() {
-            if !host.is_known() || !listed[index].files.contains(digest) {
-                continue;
-            }
+        for index in holders.remove(digest).unwrap_or_default() {
+            let host = &world.hosts[index];
             if kept[index].contains(digest) {
                 *(if host.is_draining() { &mut leaving } else { &mut staying }) += 1;
             } else if kept[index].len() < MAX_KEPT {
@@ -60,11 +65,11 @@ pub(crate) fn keepers(world: &World) -> Vec<Vec<String>> {
             kept[index].insert(digest);
         }
     }
-    kept.into_iter().map(|digests| digests.into_iter().map(str::to_owned).collect()).collect()
+    kept
 }
 
 /// Files that deployments want, and on how many hosts at least.
-fn wanted<'a>(world: &'a World) -> BTreeMap<&'a str, usize> {
+fn wanted<'a>(world: &'a World<'a>) -> BTreeMap<&'a str, usize> {
     let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
     for deployment in &world.deployments {
         let copies = 1 + deployment.spec.redundancy.host_failures as usize;
@@ -77,7 +82,7 @@ fn wanted<'a>(world: &'a World) -> BTreeMap<&'a str, usize> {
 }
 
 /// A deployment's files; those known last, while they are being found out or can't be had.
-fn files<'a>(deployment: &'a Wanted) -> &'a [ResolvedFile] {
+fn files<'a>(deployment: &Wanted<'a>) -> &'a [ResolvedFile] {
     match deployment.model {
         Model::Resolved(resolved) => &resolved.files,
         Model::Resolving | Model::Failed(_) => {

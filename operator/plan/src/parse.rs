@@ -1,7 +1,7 @@
 //! Objects and observations become a world in which illegal values can't be said: sorted, joined, and with the storm guard's
 //! verdict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::{
@@ -15,18 +15,30 @@ use crate::output::Outranked;
 /// Hosts that fall silent within this of each other fell silent at once.
 const AT_ONCE: SignedDuration = SignedDuration::from_secs(60);
 
+/// Label that says which zone a host is in.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// Everything that a plan rests on.
 pub(crate) struct World<'a> {
     pub(crate) term: u64,
     pub(crate) now: Timestamp,
     /// Sorted by name.
     pub(crate) hosts: Vec<Host<'a>>,
+    /// What each host runs, as deployments and their bytes there, oldest deployment first.
+    pub(crate) tenants: Vec<Vec<(usize, u64)>>,
     /// Oldest first.
     pub(crate) deployments: Vec<Wanted<'a>>,
     /// Copies whose deployment is gone.
     pub(crate) orphans: Vec<Copy<'a>>,
     /// The storm guard's verdict.
     pub(crate) frozen: Option<Storm>,
+}
+
+impl World<'_> {
+    /// A host's index, by its name.
+    pub(crate) fn host(&self, name: &str) -> Option<usize> {
+        self.hosts.binary_search_by(|host| host.name.cmp(name)).ok()
+    }
 }
 
 /// More than half of the hosts fell silent at once.
@@ -45,6 +57,8 @@ pub(crate) struct Host<'a> {
     pub(crate) presence: Presence,
     /// The newest report there is: fresh if the host is known, else as stored.
     pub(crate) report: Option<&'a InferenceHostStatus>,
+    /// Numbers the zone that its labels name.
+    pub(crate) zone: Option<usize>,
 }
 
 /// Whether a host is there.
@@ -129,6 +143,7 @@ pub(crate) fn world<'a>(
     now: Timestamp,
 ) -> Result<World<'a>, Outranked> {
     let mut hosts = Vec::with_capacity(state.hosts.len());
+    let mut zones: HashMap<&str, usize> = HashMap::new();
     for host in &state.hosts {
         let Some(name) = host.metadata.name.as_deref() else { continue };
         if host.spec.term > state.term {
@@ -143,28 +158,39 @@ pub(crate) fn world<'a>(
             None => (Presence::Absent, host.status.as_ref()),
         };
         let labels = host.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
-        hosts.push(Host { name, labels, spec: &host.spec, presence, report });
+        let numbered = zones.len();
+        let zone = labels.get(ZONE).map(|zone| *zones.entry(zone.as_str()).or_insert(numbered));
+        hosts.push(Host { name, labels, spec: &host.spec, presence, report, zone });
     }
     hosts.sort_by_key(|host| host.name);
 
     let mut deployments: Vec<Wanted> =
         state.deployments.iter().filter_map(|deployment| wanted(deployment, state)).collect();
     deployments.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
+    let places: HashMap<DeploymentRef, usize> =
+        deployments.iter().enumerate().map(|(place, wanted)| (wanted.key.clone(), place)).collect();
     let mut orphans = Vec::new();
+    let mut tenants = Vec::with_capacity(hosts.len());
     for (index, host) in hosts.iter().enumerate() {
+        let mut here: BTreeMap<usize, u64> = BTreeMap::new();
         for workload in &host.spec.workloads {
             let reported = host.report.filter(|_| host.is_known());
             let reported =
                 reported.and_then(|report| report.workloads.iter().find(|status| status.id == workload.id));
             let copy = Copy { host: index, workload, reported };
-            match deployments.iter_mut().find(|wanted| wanted.key == workload.deployment) {
-                Some(wanted) => wanted.copies.push(copy),
+            match places.get(&workload.deployment) {
+                Some(place) => {
+                    deployments[*place].copies.push(copy);
+                    let bytes = here.entry(*place).or_default();
+                    *bytes = bytes.saturating_add(workload.memory_bytes);
+                }
                 None => orphans.push(copy),
             }
         }
+        tenants.push(here.into_iter().collect());
     }
     let frozen = storm(&hosts);
-    Ok(World { term: state.term, now, hosts, deployments, orphans, frozen })
+    Ok(World { term: state.term, now, hosts, tenants, deployments, orphans, frozen })
 }
 
 fn wanted<'a>(deployment: &'a InferenceDeployment, state: &'a State) -> Option<Wanted<'a>> {
@@ -195,14 +221,16 @@ fn storm(hosts: &[Host]) -> Option<Storm> {
         .collect();
     silent.sort_unstable();
     let total = hosts.iter().filter(|host| host.presence != Presence::Absent).count();
-    let group = |first: &Timestamp| -> Vec<Timestamp> {
-        silent
-            .iter()
-            .copied()
-            .filter(|since| since >= first && since.duration_since(*first) <= AT_ONCE)
-            .collect()
-    };
-    let largest = silent.iter().map(group).max_by_key(Vec::len)?;
+    // The longest run of them within that time; of equally long ones, the last.
+    let (mut first, mut largest): (usize, &[Timestamp]) = (0, &[]);
+    for last in 0..silent.len() {
+        while silent[last].duration_since(silent[first]) > AT_ONCE {
+            first += 1;
+        }
+        if last + 1 - first >= largest.len() {
+            largest = &silent[first..=last];
+        }
+    }
     let count = largest.len();
     (count >= 2 && count * 2 > total).then(|| Storm {
         since: largest.last().copied().unwrap_or_default(),

@@ -1,4 +1,5 @@
-//! Which copies start, are replaced and stop. Deployments are served oldest first, each by the same few rules:
+//! Which copies start, are replaced and stop. Deployments are served lane by lane, in each the oldest first, and each by the same
+//! few rules:
 //!
 //! 1. A copy *counts* if it is what the deployment asks for, on a host that may keep it and is not lost.
 //! 2. Copies start until the counted ones hold the promise (`replicas` remain after any `hostFailures` hosts vanish), or
@@ -9,10 +10,11 @@
 //!    see `modes`.
 //! 6. Where a new version finds no room beside the old one, copies are replaced in their own place, one at a time.
 
+mod ground;
 mod modes;
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use tandem_crds::InferenceDeploymentSpec;
@@ -23,11 +25,13 @@ use crate::input::{Model, Resolved};
 use crate::parse::{Copy, Host, Presence, Wanted, World};
 use crate::refusal::{self, Refusal};
 use crate::roll::is_outdated;
-use crate::size::{MAX_WORKLOADS, budget};
+use crate::size::MAX_WORKLOADS;
 use crate::survive::survivors;
 
-/// Label that says which zone a host is in.
-const ZONE: &str = "topology.kubernetes.io/zone";
+use ground::Ground;
+
+/// Copies of one deployment by host, of those hosts that have any.
+pub(crate) type Spread = BTreeMap<usize, u32>;
 
 /// What becomes of one deployment. Copies are named by their index in [`Wanted::copies`].
 #[derive(Default)]
@@ -63,47 +67,46 @@ pub(crate) struct Decision {
     pub(crate) lost: Vec<usize>,
 }
 
-/// What there is left to place on: bytes by host and kind of device are one number while copies only run on the CPU.
-struct Room {
-    /// Negative where more is taken than is offered now, because other programs grew.
-    free: Vec<i128>,
-    slots: Vec<usize>,
+/// What one deployment finds left to place on: the ground, but for what it has given and taken itself.
+struct Room<'a> {
+    ground: &'a Ground<'a>,
+    spec: &'a InferenceDeploymentSpec,
+    /// Bytes and workloads, where they differ from the ground's.
+    own: BTreeMap<usize, (i128, usize)>,
 }
 
-impl Room {
-    fn of(world: &World, spec: &InferenceDeploymentSpec, taken: &[(u64, usize)]) -> Self {
-        let mut room = Self { free: Vec::new(), slots: Vec::new() };
-        for (host, (bytes, workloads)) in world.hosts.iter().zip(taken) {
-            let offered = host.report.map_or(0, |report| budget(report, &spec.placement.accelerators));
-            room.free.push(i128::from(offered) - i128::from(*bytes));
-            room.slots.push(MAX_WORKLOADS.saturating_sub(*workloads));
-        }
-        room
+impl Room<'_> {
+    /// Bytes are negative where more is taken than is offered now, because other programs grew.
+    fn left(&self, host: usize) -> (i128, usize) {
+        let left =
+            || (self.ground.free(host, self.spec), MAX_WORKLOADS.saturating_sub(self.ground.crowd(host)));
+        self.own.get(&host).copied().unwrap_or_else(left)
     }
 
     fn bytes(&self, host: usize) -> u64 {
-        u64::try_from(self.free[host].max(0)).unwrap_or(u64::MAX)
+        u64::try_from(self.left(host).0.max(0)).unwrap_or(u64::MAX)
     }
 
     fn copies(&self, host: usize, need: u64) -> u32 {
-        let by_bytes = self.bytes(host).checked_div(need).unwrap_or(0);
-        u32::try_from(by_bytes.min(self.slots[host] as u64)).unwrap_or(u32::MAX)
+        let (bytes, slots) = self.left(host);
+        let by_bytes = u64::try_from(bytes.max(0)).unwrap_or(u64::MAX).checked_div(need).unwrap_or(0);
+        u32::try_from(by_bytes.min(slots as u64)).unwrap_or(u32::MAX)
     }
 
     fn take(&mut self, host: usize, bytes: u64) {
-        self.free[host] -= i128::from(bytes);
-        self.slots[host] = self.slots[host].saturating_sub(1);
+        let (free, slots) = self.left(host);
+        self.own.insert(host, (free - i128::from(bytes), slots.saturating_sub(1)));
     }
 
     fn give(&mut self, host: usize, bytes: u64) {
-        self.free[host] += i128::from(bytes);
-        self.slots[host] += 1;
+        let (free, slots) = self.left(host);
+        self.own.insert(host, (free + i128::from(bytes), slots + 1));
     }
 }
 
 /// Where a copy goes: the least score wins, and the order of the fields is the policy.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Score<'a> {
+struct Score {
     /// Spread: a host's loss takes all copies on it.
     copies_here: u32,
     /// Spread further: what fails together stands together.
@@ -112,8 +115,8 @@ struct Score<'a> {
     workloads_here: usize,
     /// Fill the gap that fits best, so that large ones stay for large models.
     left_over: u64,
-    /// Same input, same plan.
-    name: &'a str,
+    /// Same input, same plan: hosts are sorted by name.
+    host: usize,
 }
 
 /// Which copy the promise misses least: the least goes first.
@@ -138,28 +141,26 @@ enum Role {
 }
 
 pub(crate) fn decide(world: &World) -> Vec<Decision> {
-    let mut taken = vec![(0_u64, 0_usize); world.hosts.len()];
-    for copy in world.deployments.iter().flat_map(|wanted| &wanted.copies) {
-        let (bytes, workloads) = &mut taken[copy.host];
-        *bytes = bytes.saturating_add(copy.workload.memory_bytes);
-        *workloads += 1;
-    }
-    let mut decisions: Vec<Decision> = Vec::with_capacity(world.deployments.len());
-    for wanted in &world.deployments {
-        let mut one = One::new(world, wanted, &taken);
+    let mut ground = Ground::of(world);
+    let mut decisions: Vec<Decision> = Vec::new();
+    decisions.resize_with(world.deployments.len(), Decision::default);
+    // Lanes before age: within a lane, the order is the world's.
+    let mut turns: Vec<usize> = (0..world.deployments.len()).collect();
+    turns.sort_by_key(|index| world.deployments[*index].spec.placement.lane);
+    for index in turns {
+        let wanted = &world.deployments[index];
+        let mut one = One::new(world, wanted, &ground);
         let decision = one.decide();
+        let need = one.need;
         // What stops keeps its room in this plan; what starts takes it at once.
         for (host, _) in &decision.start {
-            let (bytes, workloads) = &mut taken[*host];
-            *bytes = bytes.saturating_add(one.need);
-            *workloads += 1;
+            ground.change(*host, 0, need, 1);
         }
         for (copy, _) in &decision.replace {
             let copy = &wanted.copies[*copy];
-            let (bytes, _) = &mut taken[copy.host];
-            *bytes = bytes.saturating_sub(copy.workload.memory_bytes).saturating_add(one.need);
+            ground.change(copy.host, copy.workload.memory_bytes, need, 0);
         }
-        decisions.push(decision);
+        decisions[index] = decision;
     }
     decisions
 }
@@ -171,27 +172,24 @@ struct One<'a> {
     replicas: u32,
     failures: u32,
     need: u64,
-    room: Room,
-    /// Workloads by host, of all deployments.
-    crowd: Vec<usize>,
+    room: Room<'a>,
     roles: Vec<Role>,
     /// Counted copies by host, with those that start.
-    counted: Vec<u32>,
+    counted: Spread,
     decision: Decision,
 }
 
 impl<'a> One<'a> {
-    fn new(world: &'a World<'a>, wanted: &'a Wanted<'a>, taken: &[(u64, usize)]) -> Self {
+    fn new(world: &'a World<'a>, wanted: &'a Wanted<'a>, ground: &'a Ground<'a>) -> Self {
         Self {
             world,
             wanted,
             replicas: wanted.spec.replicas,
             failures: wanted.spec.redundancy.host_failures,
             need: 0,
-            room: Room::of(world, wanted.spec, taken),
-            crowd: taken.iter().map(|(_, workloads)| *workloads).collect(),
+            room: Room { ground, spec: wanted.spec, own: BTreeMap::new() },
             roles: Vec::new(),
-            counted: vec![0; world.hosts.len()],
+            counted: Spread::new(),
             decision: Decision::default(),
         }
     }
@@ -211,7 +209,7 @@ impl<'a> One<'a> {
         self.roles = self.wanted.copies.iter().map(|copy| self.role(copy, resolved)).collect();
         for (index, copy) in self.wanted.copies.iter().enumerate() {
             match (&self.roles[index], self.world.hosts[copy.host].presence) {
-                (Role::Counted, _) => self.counted[copy.host] += 1,
+                (Role::Counted, _) => *self.counted.entry(copy.host).or_default() += 1,
                 (Role::Lost, _) => self.decision.lost.push(index),
                 _ => {}
             }
@@ -238,7 +236,7 @@ impl<'a> One<'a> {
         }
         self.assign_modes(placing.is_some());
         self.decision.outdated = self.roles.contains(&Role::Outdated);
-        self.decision.counted = self.counted.iter().sum();
+        self.decision.counted = self.counted.values().sum();
         self.decision.settled = self.is_settled();
         std::mem::take(&mut self.decision)
     }
@@ -265,31 +263,51 @@ impl<'a> One<'a> {
 
     fn accepts(&self, host: usize) -> bool {
         let host = &self.world.hosts[host];
-        host.takes_new() && mismatch(host, self.wanted.spec).is_none()
+        host.takes_new() && matches(host, self.wanted.spec)
     }
 
-    /// Counted copies that each host could have.
-    fn limits(&self) -> Vec<u32> {
-        let more = |host| if self.accepts(host) { self.room.copies(host, self.need) } else { 0 };
-        self.counted
-            .iter()
-            .enumerate()
-            .map(|(host, here)| here.saturating_add(more(host)).min(self.replicas.max(*here)))
-            .collect()
+    /// Counted copies that a host could have.
+    fn limit(&self, host: usize) -> u32 {
+        let here = self.counted.get(&host).copied().unwrap_or(0);
+        let more = if self.accepts(host) { self.room.copies(host, self.need) } else { 0 };
+        here.saturating_add(more).min(self.replicas.max(here))
     }
 
     /// How many copies shall remain after 0, 1, … `hostFailures` failures: `replicas`, or as many as the hosts allow.
     fn goal(&self) -> Vec<u32> {
-        let limits = self.limits();
-        (0..=self.failures).map(|failures| self.replicas.min(survivors(&limits, failures))).collect()
+        if self.has_promise(&self.counted) {
+            return self.whole_goal();
+        }
+        let mut limits: Vec<u32> = self.counted.keys().map(|host| self.limit(*host)).collect();
+        let others = self.room.ground.open(self.wanted.spec).filter(|host| !self.counted.contains_key(host));
+        // As many hosts as could do at best; then twice as many, until they do or there are no more.
+        let mut enough = (self.replicas + self.failures) as usize;
+        for limit in others.map(|host| self.limit(host)).filter(|limit| *limit > 0) {
+            limits.push(limit);
+            if limits.len() >= enough {
+                if survivors(limits.iter().copied(), self.failures) >= self.replicas {
+                    return self.whole_goal();
+                }
+                enough *= 2;
+            }
+        }
+        let remaining = |failures| self.replicas.min(survivors(limits.iter().copied(), failures));
+        (0..=self.failures).map(remaining).collect()
     }
 
-    fn holds(&self, copies: &[u32], goal: &[u32]) -> bool {
-        (0..).zip(goal).all(|(failures, remaining)| survivors(copies, failures) >= *remaining)
+    /// After fewer failures as many remain at least.
+    fn whole_goal(&self) -> Vec<u32> {
+        vec![self.replicas; self.failures as usize + 1]
     }
 
-    fn has_promise(&self, copies: &[u32]) -> bool {
-        survivors(copies, self.failures) >= self.replicas
+    fn holds(&self, copies: &Spread, goal: &[u32]) -> bool {
+        (0..)
+            .zip(goal)
+            .all(|(failures, remaining)| survivors(copies.values().copied(), failures) >= *remaining)
+    }
+
+    fn has_promise(&self, copies: &Spread) -> bool {
+        survivors(copies.values().copied(), self.failures) >= self.replicas
     }
 
     /// Whether this decision ends a copy as it is.
@@ -298,11 +316,11 @@ impl<'a> One<'a> {
     }
 
     /// Copies by host that do now what they are there for, and are not stopped by this decision.
-    fn standing(&self, but: Option<usize>) -> Vec<u32> {
-        let mut standing = vec![0; self.world.hosts.len()];
+    fn standing(&self, but: Option<usize>) -> Spread {
+        let mut standing = Spread::new();
         for (index, copy) in self.wanted.copies.iter().enumerate() {
             if copy.stands() && !self.goes(index) && but != Some(index) {
-                standing[copy.host] += 1;
+                *standing.entry(copy.host).or_default() += 1;
             }
         }
         standing
@@ -325,7 +343,7 @@ impl<'a> One<'a> {
             self.room.give(copy.host, copy.workload.memory_bytes);
             if self.room.copies(copy.host, self.need) > 0 && !self.has_promise(&self.counted) {
                 self.room.take(copy.host, self.need);
-                self.counted[copy.host] += 1;
+                *self.counted.entry(copy.host).or_default() += 1;
                 self.decision.replace.push((index, self.version_reason()));
             } else {
                 // It keeps its room in this plan.
@@ -342,28 +360,33 @@ impl<'a> One<'a> {
     fn start(&mut self) {
         let goal = self.goal();
         while !self.holds(&self.counted, &goal) {
-            let open = (0..self.world.hosts.len()).filter(|host| self.accepts(*host));
-            let fitting = open.filter(|host| self.room.copies(*host, self.need) > 0);
-            let Some(host) = fitting.min_by_key(|host| self.score(*host)) else { break };
+            let fitting = |host: &usize| self.accepts(*host) && self.room.copies(*host, self.need) > 0;
+            let again = self.counted.keys().copied().filter(fitting).map(|host| self.score(host)).min();
+            let anew = self.room.ground.best(self.wanted.spec, self.need, &self.counted);
+            let Some(host) = again.into_iter().chain(anew).min().map(|best| best.host) else { break };
             let reason = self.start_reason();
             self.room.take(host, self.need);
-            self.counted[host] += 1;
-            self.crowd[host] += 1;
+            *self.counted.entry(host).or_default() += 1;
             self.decision.start.push((host, reason));
         }
     }
 
-    fn score(&self, host: usize) -> Score<'a> {
-        let zone = |host: &Host| host.labels.get(ZONE).cloned();
-        let here = zone(&self.world.hosts[host]);
-        let in_zone = |other: &(usize, &u32)| here.is_some() && zone(&self.world.hosts[other.0]) == here;
+    fn score(&self, host: usize) -> Score {
+        let zone = self.world.hosts[host].zone;
+        let in_zone = |other: &(&usize, &u32)| zone.is_some() && self.world.hosts[*other.0].zone == zone;
         Score {
-            copies_here: self.counted[host],
-            copies_in_zone: self.counted.iter().enumerate().filter(in_zone).map(|(_, copies)| copies).sum(),
-            workloads_here: self.crowd[host],
+            copies_here: self.counted.get(&host).copied().unwrap_or(0),
+            copies_in_zone: self.counted.iter().filter(in_zone).map(|(_, copies)| copies).sum(),
+            workloads_here: self.crowd(host),
             left_over: self.room.bytes(host).saturating_sub(self.need),
-            name: self.world.hosts[host].name,
+            host,
         }
+    }
+
+    /// Workloads on a host, of all deployments, with those that start.
+    fn crowd(&self, host: usize) -> usize {
+        let started = self.decision.start.iter().filter(|(other, _)| *other == host);
+        self.room.ground.crowd(host) + started.count()
     }
 
     /// The first cause that is not answered by a copy that starts already.
@@ -451,7 +474,8 @@ impl<'a> One<'a> {
                     && self.is_surplus(*index, &goal)
             });
             let Some(index) = candidates.min_by_key(|index| self.dispensable(*index)) else { return };
-            self.counted[self.wanted.copies[index].host] -= 1;
+            let host = self.wanted.copies[index].host;
+            self.counted.entry(host).and_modify(|copies| *copies -= 1);
             let reason = format!("it is one more than needed: {}", self.promise());
             self.decision.stop.push((index, reason));
         }
@@ -460,7 +484,7 @@ impl<'a> One<'a> {
     fn is_surplus(&self, index: usize, goal: &[u32]) -> bool {
         let copy = &self.wanted.copies[index];
         let mut counted = self.counted.clone();
-        counted[copy.host] -= 1;
+        counted.entry(copy.host).and_modify(|copies| *copies -= 1);
         let serves = || !copy.is_ready() || goal.first().is_none_or(|all| self.serving(Some(index)) >= *all);
         self.holds(&counted, goal)
             && (!copy.stands() || self.holds(&self.standing(Some(index)), goal) && serves())
@@ -472,8 +496,8 @@ impl<'a> One<'a> {
             stands: copy.stands(),
             of_scarce_mode: copy.shall_serve() != self.has_surplus_serving(),
             schedulable: self.world.hosts[copy.host].takes_new(),
-            copies_here: Reverse(self.counted[copy.host]),
-            workloads_here: Reverse(self.crowd[copy.host]),
+            copies_here: Reverse(self.counted.get(&copy.host).copied().unwrap_or(0)),
+            workloads_here: Reverse(self.crowd(copy.host)),
             id: Reverse(copy.workload.id.as_str()),
         }
     }
@@ -500,16 +524,16 @@ impl<'a> One<'a> {
         }
         let fits = |index: &usize| {
             let copy = &self.wanted.copies[*index];
-            let freed = self.room.free[copy.host] + i128::from(copy.workload.memory_bytes);
+            let freed = self.room.left(copy.host).0 + i128::from(copy.workload.memory_bytes);
             self.world.hosts[copy.host].is_known() && freed >= i128::from(self.need)
         };
         let Some(index) = outdated.into_iter().filter(fits).min_by_key(|index| self.dispensable(*index))
         else {
-            if self.decision.stop.is_empty() && self.counted.iter().any(|copies| *copies > 0) {
+            if self.decision.stop.is_empty() && self.counted.values().any(|copies| *copies > 0) {
                 self.decision.blocked = Some(format!(
                     "generation {} has room for {} of {}, so old ones stay; add a host, or lower what it asks for",
                     self.wanted.generation,
-                    self.counted.iter().sum::<u32>(),
+                    self.counted.values().sum::<u32>(),
                     copies(self.replicas + self.failures),
                 ));
             }
@@ -524,7 +548,7 @@ impl<'a> One<'a> {
             return;
         }
         let copy = &self.wanted.copies[index];
-        self.counted[copy.host] += 1;
+        *self.counted.entry(copy.host).or_default() += 1;
         self.decision.waiting.retain(|(other, _)| *other != index);
         self.decision
             .replace
@@ -537,7 +561,7 @@ impl<'a> One<'a> {
             self.decision.refusal = Some(Refusal { reason: "NoRoomToUpdate", sentence });
             return;
         }
-        let rolling = self.roles.contains(&Role::Outdated) && self.counted.iter().any(|copies| *copies > 0);
+        let rolling = self.roles.contains(&Role::Outdated) && self.counted.values().any(|copies| *copies > 0);
         if self.has_promise(&self.counted) || rolling {
             return;
         }
@@ -552,7 +576,7 @@ impl<'a> One<'a> {
             world: self.world,
             wanted: self.wanted,
             need: self.need,
-            limits: &self.limits(),
+            limits: &(0..self.world.hosts.len()).map(|host| self.limit(host)).collect::<Vec<u32>>(),
             free: &free,
         }));
     }
@@ -569,6 +593,13 @@ impl<'a> One<'a> {
             && matches!(self.wanted.model, Model::Resolved(_))
             && !self.wanted.copies.is_empty()
     }
+}
+
+/// Whether a host may run a deployment.
+pub(crate) fn matches(host: &Host, spec: &InferenceDeploymentSpec) -> bool {
+    let selector = spec.placement.host_selector.as_ref();
+    let mut labels = selector.into_iter().flat_map(|selector| &selector.match_labels);
+    labels.all(|(key, value)| host.labels.get(key) == Some(value))
 }
 
 /// Why a host may not run a deployment, if it may not.

@@ -2,7 +2,7 @@
 
 use crate::input::Model;
 use crate::parse::{Presence, Wanted, World};
-use crate::place::{copies, mismatch};
+use crate::place::{copies, matches, mismatch};
 use crate::size::human;
 use crate::survive::{missing_hosts, most_failures, survivors};
 
@@ -51,7 +51,7 @@ pub(crate) struct Case<'a> {
 pub(crate) fn explain(case: &Case) -> Refusal {
     let hosts = &case.world.hosts;
     let matching: Vec<usize> =
-        (0..hosts.len()).filter(|host| mismatch(&hosts[*host], case.wanted.spec).is_none()).collect();
+        (0..hosts.len()).filter(|host| matches(&hosts[*host], case.wanted.spec)).collect();
     if hosts.is_empty() {
         return refuse(
             "NoHosts",
@@ -113,25 +113,44 @@ fn too_large(case: &Case, open: &[usize]) -> Refusal {
     refuse("DoesNotFit", &sentence)
 }
 
+/// Most holders that a sentence names.
+const MAX_NAMED: usize = 6;
+
 /// Which other deployments hold what would have been enough, such as `; llm/other, which is older, holds 3.0 GiB on b`.
 fn held_by_others(case: &Case, open: &[usize]) -> String {
-    let mut held = String::new();
+    let mut named = Vec::new();
+    let mut more = 0;
+    let own = case.wanted.spec.placement.lane;
     for host in open.iter().copied().filter(|host| case.free[*host] < case.need) {
-        let mut holders = Vec::new();
-        let mut sum = case.free[host];
-        for other in case.world.deployments.iter().filter(|other| other.key != case.wanted.key) {
-            let here = other.copies.iter().filter(|copy| copy.host == host);
-            let bytes: u64 = here.map(|copy| copy.workload.memory_bytes).sum();
-            if bytes > 0 {
-                sum = sum.saturating_add(bytes);
-                let why = if other.created <= case.wanted.created { "is older" } else { "runs already" };
-                let name = case.world.hosts[host].name;
-                holders.push(format!("; {}, which {why}, holds {} on {name}", other.key, human(bytes)));
+        let tenants = case.world.tenants[host].iter().filter(|(_, bytes)| *bytes > 0);
+        let others: Vec<(&Wanted, u64)> = tenants
+            .map(|(other, bytes)| (&case.world.deployments[*other], *bytes))
+            .filter(|(other, _)| other.key != case.wanted.key)
+            .collect();
+        let sum = others.iter().fold(case.free[host], |sum, (_, bytes)| sum.saturating_add(*bytes));
+        if sum < case.need {
+            continue;
+        }
+        for (other, bytes) in others {
+            if named.len() >= MAX_NAMED {
+                more += 1;
+                continue;
             }
+            let lane = other.spec.placement.lane;
+            let why = if lane < own {
+                format!("is of lane {lane}, before {own}")
+            } else if lane == own && other.created <= case.wanted.created {
+                "is older".to_owned()
+            } else {
+                "runs already".to_owned()
+            };
+            let name = case.world.hosts[host].name;
+            named.push(format!("; {}, which {why}, holds {} on {name}", other.key, human(bytes)));
         }
-        if sum >= case.need {
-            held.extend(holders);
-        }
+    }
+    let mut held = named.concat();
+    if more > 0 {
+        held.push_str(&format!("; and {more} more hold room"));
     }
     held
 }
@@ -157,7 +176,7 @@ fn too_few(case: &Case) -> Refusal {
     let missing = missing_hosts(case.limits, failures, replicas) as usize;
     let add = count(missing, "host");
     let able = case.limits.iter().filter(|limit| **limit > 0).count();
-    let or = match (most_failures(case.limits, replicas), survivors(case.limits, failures)) {
+    let or = match (most_failures(case.limits, replicas), survivors(case.limits.iter().copied(), failures)) {
         (Some(fewer), _) if fewer < failures => format!(", or lower redundancy.hostFailures to {fewer}"),
         (_, 0) => String::new(),
         (_, possible) => format!(", or scale to {possible}"),

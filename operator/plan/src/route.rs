@@ -1,6 +1,6 @@
 //! Where copies answer, for gateways; and when time alone will change a plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::{Standby, WorkloadSpec, WorkloadState, WorkloadStatus};
@@ -39,7 +39,12 @@ pub(crate) fn routes(world: &World) -> Vec<Route> {
 fn replicas(world: &World, wanted: &Wanted) -> Vec<Replica> {
     let mut heard = Vec::new();
     let mut silent = Vec::new();
-    for host in &world.hosts {
+    // A copy is one that a host's spec lists, or one that was placed there before.
+    let prior = wanted.prior.into_iter().flat_map(|prior| &prior.placements);
+    let places = wanted.copies.iter().map(|copy| copy.host);
+    let hosts: BTreeSet<usize> =
+        places.chain(prior.filter_map(|placement| world.host(&placement.host))).collect();
+    for host in hosts.into_iter().map(|host| &world.hosts[host]) {
         for status in host.report.into_iter().flat_map(|report| &report.workloads) {
             let listed = host.spec.workloads.iter().find(|workload| workload.id == status.id);
             let Some(replica) = replica(host, wanted, listed, status) else { continue };

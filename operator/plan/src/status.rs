@@ -14,7 +14,7 @@ use tandem_crds::{
 
 use crate::input::{Model, Observation};
 use crate::parse::{Copy, Presence, Wanted, World};
-use crate::place::{Decision, SUSPECTED, copies};
+use crate::place::{Decision, SUSPECTED, Spread, copies};
 use crate::survive::survivors;
 
 /// A copy on a host that is silent for less than this is presumed to be as it was: a new leader has not heard from
@@ -68,19 +68,25 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn of(world: &'a World<'a>, wanted: &'a Wanted<'a>, decision: &'a Decision) -> Self {
-        let mut serving = vec![0; world.hosts.len()];
-        let mut warm = vec![0; world.hosts.len()];
+        let (mut serving, mut standing) = (Spread::new(), Spread::new());
+        let add = |spread: &mut Spread, host| *spread.entry(host).or_default() += 1;
         let mut perhaps = 0;
         for (index, copy) in wanted.copies.iter().enumerate() {
             let lost = decision.lost.contains(&index);
             match world.hosts[copy.host].presence {
-                Presence::Known if copy.is_ready() => serving[copy.host] += 1,
-                Presence::Known if copy.stands() => warm[copy.host] += 1,
+                Presence::Known if copy.is_ready() => {
+                    add(&mut serving, copy.host);
+                    add(&mut standing, copy.host);
+                }
+                Presence::Known if copy.stands() => add(&mut standing, copy.host),
                 Presence::Silent { since } if !lost && was_standing(world, copy) => {
                     match (copy.shall_serve(), world.now.duration_since(since) < presumed(wanted)) {
-                        (true, true) => serving[copy.host] += 1,
+                        (true, true) => {
+                            add(&mut serving, copy.host);
+                            add(&mut standing, copy.host);
+                        }
                         (true, false) => perhaps += 1,
-                        (false, true) => warm[copy.host] += 1,
+                        (false, true) => add(&mut standing, copy.host),
                         (false, false) => {}
                     }
                 }
@@ -88,11 +94,10 @@ impl<'a> View<'a> {
             }
         }
         let (replicas, failures) = (wanted.spec.replicas, wanted.spec.redundancy.host_failures);
-        let standing: Vec<u32> = serving.iter().zip(&warm).map(|(serving, warm)| serving + warm).collect();
-        let remaining = survivors(&standing, failures);
+        let remaining = survivors(standing.into_values(), failures);
         let cover = if failures == 0 || remaining == 0 {
             "None".to_owned()
-        } else if survivors(&serving, failures) >= remaining.min(replicas) {
+        } else if survivors(serving.values().copied(), failures) >= remaining.min(replicas) {
             "Hot".to_owned()
         } else {
             standby::cover(world, wanted)
@@ -103,7 +108,7 @@ impl<'a> View<'a> {
             decision,
             replicas,
             failures,
-            ready: serving.iter().sum(),
+            ready: serving.values().sum(),
             redundant: remaining >= replicas,
             perhaps,
             remaining,
@@ -359,7 +364,9 @@ impl<'a> View<'a> {
             if placements.iter().any(|placement| placement.workload == ending.workload) {
                 continue;
             }
-            let Some(host) = self.world.hosts.iter().find(|host| host.name == ending.host) else { continue };
+            let Some(host) = self.world.host(&ending.host).map(|host| &self.world.hosts[host]) else {
+                continue;
+            };
             let status = host
                 .report
                 .and_then(|report| report.workloads.iter().find(|status| status.id == ending.workload));

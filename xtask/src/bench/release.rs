@@ -16,14 +16,23 @@ pub(crate) enum Release {
     Ran,
 }
 
-/// Runs this command line in a release build, unless this is one.
+/// Runs this command line in a release build, unless this is one. The bench starts other programs, too.
 pub(crate) fn again() -> Result<Release> {
+    build(&["--workspace", "--bins"])
+}
+
+/// The same for a bench that runs in this program alone.
+pub(crate) fn alone() -> Result<Release> {
+    build(&["--package", "xtask"])
+}
+
+fn build(what: &[&str]) -> Result<Release> {
     if !cfg!(debug_assertions) {
         return Ok(Release::Here);
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(&cargo);
-    build.current_dir(cache::workspace()).args(["build", "--release", "--workspace", "--bins", "--quiet"]);
+    build.current_dir(cache::workspace()).args(["build", "--release", "--quiet"]).args(what);
     eprintln!("▸ Building for release; the first time takes some minutes");
     ensure!(build.status().context("cargo can't be started")?.success(), "the release build failed");
     let own = env::current_exe()?;

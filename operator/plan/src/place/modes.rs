@@ -137,7 +137,7 @@ impl<'a> One<'a> {
         (0..self.wanted.copies.len()).filter(|index| {
             let copy = &self.wanted.copies[*index];
             let mut counted = self.counted.clone();
-            counted[copy.host] = counted[copy.host].saturating_sub(1);
+            counted.entry(copy.host).and_modify(|copies| *copies = copies.saturating_sub(1));
             let counts = self.roles[*index] == Role::Counted && !self.goes(*index);
             counts && copy.is_ready() && self.has_promise(&counted)
         })

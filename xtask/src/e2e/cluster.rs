@@ -161,7 +161,9 @@ impl Cluster {
         ] {
             story.push_str(&look(arguments));
         }
-        for (namespace, component) in [(SYSTEM, "operator"), (SYSTEM, "gateway"), (SYSTEM, "test"), (AGENTS, "agent")] {
+        for (namespace, component) in
+            [(SYSTEM, "operator"), (SYSTEM, "gateway"), (SYSTEM, "test"), (AGENTS, "agent")]
+        {
             let label = format!("app.kubernetes.io/component={component}");
             let arguments =
                 ["logs", "-n", namespace, "-l", &label, "--all-containers", "--prefix", "--tail=15"];

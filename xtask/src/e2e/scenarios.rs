@@ -7,16 +7,31 @@ use serde_json::{Value, json};
 use tandem_e2e::{Client, Completion, story};
 use tandem_servers::bare;
 
-use super::cluster::{AGENTS, Cluster, OPERATOR_PORT, SYSTEM};
+use super::cluster::{AGENTS, Cluster, OPERATOR_PORT, SYSTEM, output};
 use crate::{cache, programs};
 
 type Scenario = fn(&mut Cluster) -> Result<()>;
 
 /// The one that all others stand on.
 pub(super) const FIRST: &str = "install";
-pub(super) const ALL: [(&str, Scenario); 3] =
-    [(FIRST, install), ("host-death", host_death), ("uninstall", uninstall)];
-pub(super) const NAMES: [&str; 3] = [ALL[0].0, ALL[1].0, ALL[2].0];
+pub(super) const ALL: [(&str, Scenario); 7] = [
+    (FIRST, install),
+    ("scale", scale),
+    ("drain", drain),
+    ("agent-killed", agent_killed),
+    ("node-death", node_death),
+    ("rights", rights),
+    ("uninstall", uninstall),
+];
+pub(super) const NAMES: [&str; ALL.len()] = {
+    let mut names = [""; ALL.len()];
+    let mut n = 0;
+    while n < ALL.len() {
+        names[n] = ALL[n].0;
+        n += 1;
+    }
+    names
+};
 
 const SOON: Duration = Duration::from_secs(90);
 /// Tokens of the long text.
@@ -130,29 +145,102 @@ fn serving_host(cluster: &Cluster, pod: &str, seen: &Completion) -> Result<Strin
     Ok(replica.split('/').next().unwrap_or_default().to_owned())
 }
 
-/// The whole process tree of the machine that serves a stream is killed in mid-stream.
-fn host_death(cluster: &mut Cluster) -> Result<()> {
-    let runtime = cluster.runtime.clone();
-    // Which machine serves is the gateway's choice: one that serves on a node that has no gateway of ours to talk to.
-    let (pod, url) = gateway_away_from(cluster, "mac")?;
-    let client = Client::new(&url)?;
-    let calm = runtime.block_on(client.chat(&story(TOKENS, 11), |_| Ok(())))?;
+/// The text of a calm run, through any gateway; the model is ready before.
+fn calm(cluster: &Cluster) -> Result<Completion> {
+    let (_, url) = gateway_away_from(cluster, "")?;
+    let calm = cluster.runtime.block_on(Client::new(&url)?.chat(&story(TOKENS, 11), |_| Ok(())))?;
     ensure!(calm.tokens.len() == TOKENS, "the calm run has {} tokens", calm.tokens.len());
-    let host = serving_host(cluster, &pod, &calm)?;
-    let (pod, url) = gateway_away_from(cluster, &host)?;
-    let client = Client::new(&url)?;
+    Ok(calm)
+}
 
-    let mut killed = None;
+/// Streams the text of the calm run through a gateway on another machine than the one that serves, and lets something happen to
+/// that one in mid-stream. What the client saw has to be the same. The host in question, and how long takeovers took.
+fn meanwhile(
+    cluster: &mut Cluster,
+    calm: &Completion,
+    happens: impl FnOnce(&mut Cluster, &str) -> Result<()>,
+) -> Result<(String, Completion)> {
+    let runtime = cluster.runtime.clone();
+    // Which host serves is known only when it does; the gateway that is asked must not die with it.
+    let mut pod = gateway_away_from(cluster, "")?;
+    let first = runtime.block_on(Client::new(&pod.1)?.chat(&story(8, 5), |_| Ok(())))?;
+    let likely = serving_host(cluster, &pod.0, &first)?;
+    pod = gateway_away_from(cluster, &likely)?;
+    let client = Client::new(&pod.1)?;
+    let (mut happened, mut happens) = (None, Some(happens));
     let seen = runtime.block_on(client.chat(&story(TOKENS, 11), |so_far| {
-        if killed.is_none() && so_far.tokens.len() >= 40 {
-            let host = serving_host(cluster, &pod, so_far)?;
-            kill(cluster, &host)?;
-            killed = Some(host);
+        if so_far.tokens.len() >= 40
+            && let Some(happens) = happens.take()
+        {
+            let host = serving_host(cluster, &pod.0, so_far)?;
+            happens(cluster, &host)?;
+            happened = Some(host);
         }
         Ok(())
     }))?;
-    let host = killed.context("the text ended before anything happened")?;
+    let host = happened.context("the text ended before anything happened")?;
     ensure!(seen.tokens == calm.tokens && seen.text == calm.text, "the text is another");
+    Ok((host, seen))
+}
+
+/// `kubectl scale`, there and back; what Git says is applied again in between, and leaves the count alone.
+fn scale(cluster: &mut Cluster) -> Result<()> {
+    let copies = |wanted: &str| {
+        let ready = cluster.field(&["infd", "tiny-kimi"], "{.status.readyCopies}");
+        Ok(ready? == wanted)
+    };
+    cluster.kubectl(&["scale", "infd/tiny-kimi", "--replicas=2"])?;
+    cluster.until("three copies, so that two remain", SOON, || copies("3"))?;
+    let manifest = cache::workspace().join("examples/tiny.yaml").display().to_string();
+    cluster.kubectl(&["apply", "-f", &manifest])?;
+    ensure!(cluster.field(&["infd", "tiny-kimi"], "{.spec.replicas}")? == "2", "the count is another");
+    cluster.kubectl(&["scale", "infd/tiny-kimi", "--replicas=1"])?;
+    cluster.until("two copies, so that one remains", SOON, || copies("2"))?;
+    cluster.kubectl(&["wait", "--for=condition=Redundant", "infd/tiny-kimi", "--timeout=60s"]).map(drop)
+}
+
+/// The machine outside is drained while it serves: its copy is ready elsewhere before it ends there.
+fn drain(cluster: &mut Cluster) -> Result<()> {
+    let calm = calm(cluster)?;
+    let (host, _) =
+        meanwhile(cluster, &calm, |cluster, host| cluster.tandem(&["hosts", "drain", host]).map(drop))?;
+    cluster.until("nothing runs on the drained host", SOON, || {
+        ensure!(cluster.condition("Ready")? == "True", "Ready is not True");
+        Ok(cluster.field(&["infh", &host], "{.status.workloads[*].id}")?.is_empty())
+    })?;
+    eprintln!("      {host} was drained");
+    cluster.tandem(&["hosts", "uncordon", &host])?;
+    cluster.kubectl(&["wait", "--for=condition=Redundant", "infd/tiny-kimi", "--timeout=60s"]).map(drop)
+}
+
+/// The agent of the host that serves is killed as the kernel kills what takes too much memory: no stream notices.
+fn agent_killed(cluster: &mut Cluster) -> Result<()> {
+    let calm = calm(cluster)?;
+    let (host, seen) = meanwhile(cluster, &calm, |cluster, host| {
+        let node = cluster.nodes.iter().find(|node| node.name() == host);
+        let node = node.with_context(|| format!("{host} is no node"))?;
+        output(node.command("pkill")?.args(["-KILL", "-f", "tandem-agent run "])).map(drop)
+    })?;
+    ensure!(seen.seams.is_empty(), "the stream noticed: {:?}", seen.seams);
+    cluster.until("Kubernetes has started the agent again", SOON, || {
+        let path = format!("{{.items[?(@.spec.nodeName=='{host}')].status.containerStatuses[?(@.name=='agent')].restartCount}}");
+        Ok(cluster.field(&["pods", "-n", AGENTS, "-l", "app.kubernetes.io/component=agent"], &path)? == "1")
+    })?;
+    cluster.until("the host is heard again", SOON, || {
+        let path = "{.status.conditions[?(@.type=='Ready')].status}";
+        Ok(cluster.field(&["infh", &host], path)? == "True")
+    })?;
+    eprintln!("      the agent of {host} was killed");
+    Ok(())
+}
+
+/// The whole process tree of the node that serves is killed in mid-stream.
+fn node_death(cluster: &mut Cluster) -> Result<()> {
+    let calm = calm(cluster)?;
+    let (host, seen) = meanwhile(cluster, &calm, |cluster, host| {
+        let node = cluster.nodes.iter_mut().find(|node| node.name() == host);
+        node.with_context(|| format!("{host} is no node"))?.kill()
+    })?;
     ensure!(seen.seams.len() == 1 && seen.seams[0].exact, "{:?}", seen.seams);
     eprintln!("      {host} died; the stream went on after {:.0} ms", seen.seams[0].recovery_ms);
     ensure!(cluster.condition("Ready")? == "True", "a survived loss of a host is no loss of Ready");
@@ -169,29 +257,96 @@ fn host_death(cluster: &mut Cluster) -> Result<()> {
     for word in ["Redundant", "Starting", host.as_str()] {
         ensure!(told.contains(word), "kubectl describe does not tell of {word}:\n{told}");
     }
-    boot(cluster, &host)
-}
-
-fn kill(cluster: &mut Cluster, host: &str) -> Result<()> {
-    match cluster.nodes.iter_mut().find(|node| node.name() == host) {
-        Some(node) => node.kill(),
-        None => cluster.mac.as_mut().context("there is no such machine")?.kill(),
-    }
-}
-
-fn boot(cluster: &mut Cluster, host: &str) -> Result<()> {
-    match cluster.nodes.iter_mut().position(|node| node.name() == host) {
-        Some(n) => {
-            cluster.nodes[n].boot()?;
-            cluster.nodes[n].wait_ready(&cluster.plane, SOON)?;
-        }
-        None => cluster.mac.as_mut().context("there is no such machine")?.boot()?,
-    }
-    cluster.until("the machine is a host again", SOON, || {
+    let node = cluster.nodes.iter_mut().position(|node| node.name() == host).context("it is gone")?;
+    cluster.nodes[node].boot()?;
+    cluster.nodes[node].wait_ready(&cluster.plane, SOON)?;
+    cluster.until("the node is a host again", SOON, || {
         let path = "{.status.conditions[?(@.type=='Ready')].status}";
-        Ok(cluster.field(&["infh", host], path)? == "True")
+        Ok(cluster.field(&["infh", &host], path)? == "True")
     })?;
+    let pods = "app.kubernetes.io/part-of=tandem";
+    for namespace in [SYSTEM, AGENTS] {
+        cluster.kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "pod",
+            "-n",
+            namespace,
+            "-l",
+            pods,
+            "--timeout=90s",
+        ])?;
+    }
     Ok(())
+}
+
+/// Every right of the operator's was used, and none was missing.
+fn rights(cluster: &mut Cluster) -> Result<()> {
+    let manifest = cache::workspace().join("examples/tiny.yaml").display().to_string();
+    // What people do by the CLI, the operator does for them.
+    let text = std::fs::read_to_string(&manifest)?.replace("name: tiny-kimi", "name: other");
+    let other = cluster.dir().join("other.yaml");
+    std::fs::write(&other, text)?;
+    let other = other.display().to_string();
+    cluster.tandem(&["apply", "-f", &other])?;
+    cluster.tandem(&["scale", "other", "2"])?;
+    cluster.tandem(&["delete", "infd/other"])?;
+    let account = format!("system:serviceaccount:{SYSTEM}:tandem-operator");
+    let audit = cluster.plane.audit()?;
+    let refused: Vec<String> = audit
+        .iter()
+        .filter(|event| event.user.username == account)
+        .filter(|event| event.response_status.as_ref().is_some_and(|status| status.code == 403))
+        .map(|event| format!("{} {}", event.verb, event.request_uri))
+        .collect();
+    ensure!(refused.is_empty(), "the operator was refused: {refused:#?}");
+    let unused = unused_rights(cluster, &account)?;
+    ensure!(unused.is_empty(), "the operator has rights that it never used: {unused:#?}");
+    Ok(())
+}
+
+/// (verb, group, resource) of the rules that are bound to an account and of which no request made use.
+fn unused_rights(cluster: &Cluster, account: &str) -> Result<Vec<String>> {
+    let audit = cluster.plane.audit()?;
+    let used = |verb: &str, group: &str, resource: &str| {
+        audit.iter().filter(|event| event.user.username == account && event.verb == verb).any(|event| {
+            event.object_ref.as_ref().is_some_and(|object| {
+                let name = if object.subresource.is_empty() {
+                    object.resource.clone()
+                } else {
+                    format!("{}/{}", object.resource, object.subresource)
+                };
+                object.api_group == group && name == resource
+            })
+        })
+    };
+    let mut unused = Vec::new();
+    for (kind, label) in [("clusterrole", "operator"), ("role", "operator")] {
+        let label = format!("app.kubernetes.io/component={label}");
+        let json = cluster.kubectl(&["get", kind, "-A", "-l", &label, "-o", "json"])?;
+        let roles: Value = serde_json::from_str(&json)?;
+        for role in roles["items"].as_array().into_iter().flatten() {
+            for rule in role["rules"].as_array().into_iter().flatten() {
+                let texts = |key: &str| -> Vec<String> {
+                    let list = rule[key].as_array().into_iter().flatten();
+                    list.filter_map(|text| text.as_str().map(str::to_owned)).collect()
+                };
+                for (group, resource, verb) in texts("apiGroups").iter().flat_map(|group| {
+                    let verbs = texts("verbs");
+                    texts("resources").into_iter().flat_map(move |resource| {
+                        let verbs = verbs.clone();
+                        verbs.into_iter().map(move |verb| (group.clone(), resource.clone(), verb))
+                    })
+                }) {
+                    if !used(&verb, &group, &resource) {
+                        unused
+                            .push(format!("{verb} {resource}.{group} ({kind} {})", role["metadata"]["name"]));
+                    }
+                }
+            }
+        }
+    }
+    Ok(unused)
 }
 
 /// Nothing of the release is left but what was asked to stay.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::steps::{Outcome, Steps, run};
-use crate::{cache, demo, sdk, tools};
+use crate::{cache, demo, e2e, sdk, tools};
 
 /// The scripted worker, and the tests that need it. Programs are built with it too, so that nothing is built twice.
 const FEATURES: [&str; 2] = ["--features", "inference-worker/scripted"];
@@ -18,7 +18,7 @@ const CARGO_DENY: &str = "0.20.2";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Leave out what takes minutes: the demo, and the Python SDK against real servers.
+    /// Leave out what takes minutes: the cluster, the demo, and the Python SDK against real servers.
     #[arg(long)]
     quick: bool,
 }
@@ -38,9 +38,12 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     })?;
     steps.step("tests", || run(cargo().args(["test", "--workspace", "--quiet"]).args(FEATURES)))?;
     if options.quick {
+        steps.step("cluster", || Ok(Outcome::Skipped("--quick".to_owned())))?;
         steps.step("OpenAI SDK", || Ok(Outcome::Skipped("--quick".to_owned())))?;
         steps.step("demo", || Ok(Outcome::Skipped("--quick".to_owned())))?;
     } else {
+        let scenarios = ["node-death", "uninstall"].map(str::to_owned);
+        steps.step("cluster", || e2e::step(&scenarios, false))?;
         steps.step("OpenAI SDK", sdk::run)?;
         steps.step("demo", || demo::run(&demo::Options::for_test()).map(|()| Outcome::Passed))?;
     }

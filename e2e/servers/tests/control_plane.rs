@@ -48,6 +48,17 @@ async fn a_scaled_count_survives_that_the_manifest_is_applied_again() {
     let scaled = generation();
     plane.kubectl(&["apply", "--server-side", "-f", manifest]).unwrap();
     assert_eq!((replicas().as_str(), generation()), ("3", scaled));
+    // The manifest that on-call and GitOps share in the first place.
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kimi.yaml");
+    plane.kubectl(&["create", "namespace", "llm"]).unwrap();
+    let kimi = |field: &str| {
+        plane.kubectl(&["get", "-n", "llm", "infd/kimi", "-o", &format!("jsonpath={{{field}}}")]).unwrap()
+    };
+    plane.kubectl(&["apply", "--server-side", "--field-manager=gitops", "-f", manifest]).unwrap();
+    plane.kubectl(&["scale", "-n", "llm", "infd/kimi", "--replicas=2"]).unwrap();
+    let scaled = kimi(".metadata.resourceVersion");
+    plane.kubectl(&["apply", "--server-side", "--field-manager=gitops", "-f", manifest]).unwrap();
+    assert_eq!((kimi(".spec.replicas"), kimi(".metadata.resourceVersion")), ("2".to_owned(), scaled));
     let refused = plane.kubectl(&["scale", "infd/tiny-kimi", "--replicas=65"]).unwrap_err().to_string();
     assert!(refused.contains("use 0 (runs nothing) to 64"), "{refused}");
     let renamed = r#"{"spec": {"model": {"name": "other"}}}"#;

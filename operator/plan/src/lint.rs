@@ -3,15 +3,17 @@
 
 mod standby;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
-use tandem_crds::{DeviceKind, InferenceHostSpec, WorkloadState};
+use tandem_crds::{
+    DeploymentRef, DeviceKind, InferenceDeployment, InferenceHost, InferenceHostSpec, WorkloadState,
+};
 
 use crate::input::{HostObservation, Model, Observation, State};
 use crate::keep::MAX_KEPT;
-use crate::output::{Action, Plan};
+use crate::output::{Action, Plan, Step};
 
 /// Something that no plan may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +28,7 @@ impl fmt::Display for Finding {
 /// Checks a plan against what it was made from.
 #[must_use]
 pub fn lint(state: &State, observation: &Observation, now: Timestamp, plan: &Plan) -> Vec<Finding> {
-    let mut lint = Lint { state, observation, now, plan, findings: Vec::new() };
+    let mut lint = Lint::new(state, observation, now, plan);
     lint.specs_go_forward();
     lint.changes_have_steps();
     lint.new_copies_fit_and_are_welcome();
@@ -40,33 +42,59 @@ pub fn lint(state: &State, observation: &Observation, now: Timestamp, plan: &Pla
     lint.findings
 }
 
+/// Namespace and name.
+fn key(deployment: &InferenceDeployment) -> (&str, &str) {
+    let metadata = &deployment.metadata;
+    (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+}
+
 struct Lint<'a> {
     state: &'a State,
     observation: &'a Observation,
     now: Timestamp,
     plan: &'a Plan,
+    /// Stored hosts by name.
+    hosts: BTreeMap<&'a str, &'a InferenceHost>,
+    /// Stored deployments by namespace and name.
+    deployments: HashMap<(&'a str, &'a str), &'a InferenceDeployment>,
+    /// Hosts whose stored spec lists a copy, by its deployment.
+    places: HashMap<(&'a str, &'a str), BTreeSet<&'a str>>,
     findings: Vec<Finding>,
 }
 
-impl Lint<'_> {
+impl<'a> Lint<'a> {
+    fn new(state: &'a State, observation: &'a Observation, now: Timestamp, plan: &'a Plan) -> Self {
+        let named = |host: &'a InferenceHost| Some((host.metadata.name.as_deref()?, host));
+        let hosts: BTreeMap<&str, &InferenceHost> = state.hosts.iter().filter_map(named).collect();
+        let mut places: HashMap<(&str, &str), BTreeSet<&str>> = HashMap::new();
+        for (name, host) in &hosts {
+            for of in host.spec.workloads.iter().map(|workload| &workload.deployment) {
+                places.entry((&of.namespace, &of.name)).or_default().insert(name);
+            }
+        }
+        let deployments = state.deployments.iter().map(|stored| (key(stored), stored)).collect();
+        Self { state, observation, now, plan, hosts, deployments, places, findings: Vec::new() }
+    }
+
     fn find(&mut self, finding: String) {
         self.findings.push(Finding(finding));
     }
 
-    fn stored(&self, host: &str) -> Option<&InferenceHostSpec> {
-        self.state
-            .hosts
-            .iter()
-            .find(|stored| stored.metadata.name.as_deref() == Some(host))
-            .map(|stored| &stored.spec)
+    fn stored(&self, host: &str) -> Option<&'a InferenceHostSpec> {
+        self.hosts.get(host).map(|stored| &stored.spec)
     }
 
-    fn after(&self, host: &str) -> Option<&InferenceHostSpec> {
+    fn after(&self, host: &str) -> Option<&'a InferenceHostSpec> {
         self.plan.specs.get(host).or_else(|| self.stored(host))
     }
 
-    fn host_names(&self) -> Vec<String> {
-        self.state.hosts.iter().filter_map(|host| host.metadata.name.clone()).collect()
+    fn host_names(&self) -> Vec<&'a str> {
+        self.hosts.keys().copied().collect()
+    }
+
+    /// Hosts whose stored spec lists copies of a deployment.
+    fn hosts_of(&self, deployment: &InferenceDeployment) -> Vec<&'a str> {
+        self.places.get(&key(deployment)).into_iter().flatten().copied().collect()
     }
 
     fn specs_go_forward(&mut self) {
@@ -119,8 +147,12 @@ impl Lint<'_> {
     /// Every difference of a spec is some step's, and every step makes a difference.
     fn changes_have_steps(&mut self) {
         let mut findings = Vec::new();
+        let mut steps: HashMap<&str, Vec<&Step>> = HashMap::new();
+        for step in &self.plan.steps {
+            steps.entry(&step.host).or_default().push(step);
+        }
         for host in self.host_names() {
-            let (Some(old), Some(new)) = (self.stored(&host), self.after(&host)) else { continue };
+            let (Some(old), Some(new)) = (self.stored(host), self.after(host)) else { continue };
             let ids = |spec: &InferenceHostSpec| -> BTreeMap<String, u64> {
                 spec.workloads.iter().map(|workload| (workload.id.clone(), workload.epoch)).collect()
             };
@@ -133,11 +165,10 @@ impl Lint<'_> {
                     .map(|(id, _)| id.clone()),
             );
             expected.extend(old_ids.keys().filter(|id| !new_ids.contains_key(*id)).cloned());
-            let stated: BTreeSet<String> = self
-                .plan
-                .steps
-                .iter()
-                .filter(|step| step.host == host)
+            let stated: BTreeSet<String> = steps
+                .remove(host)
+                .unwrap_or_default()
+                .into_iter()
                 .filter_map(|step| match &step.action {
                     Action::Start { workload, .. }
                     | Action::Replace { workload, .. }
@@ -184,12 +215,8 @@ impl Lint<'_> {
                 findings.push(format!("{step}: {taken} bytes would be taken of {offered}"));
             }
             if let Some(deployment) = step.deployment() {
-                let stored = self.state.deployments.iter().find(|stored| {
-                    stored.metadata.name.as_ref() == Some(&deployment.name)
-                        && stored.metadata.namespace.as_ref() == Some(&deployment.namespace)
-                });
-                let labels =
-                    self.state.hosts.iter().find(|host| host.metadata.name.as_ref() == Some(&step.host));
+                let stored = self.deployments.get(&(deployment.namespace.as_str(), deployment.name.as_str()));
+                let labels = self.hosts.get(step.host.as_str());
                 let labels = labels.and_then(|host| host.metadata.labels.clone()).unwrap_or_default();
                 let selector =
                     stored.and_then(|stored| stored.spec.placement.host_selector.clone()).unwrap_or_default();
@@ -208,7 +235,7 @@ impl Lint<'_> {
         let mut seen = BTreeSet::new();
         let mut twice = Vec::new();
         for host in self.host_names() {
-            for workload in self.after(&host).into_iter().flat_map(|spec| &spec.workloads) {
+            for workload in self.after(host).into_iter().flat_map(|spec| &spec.workloads) {
                 if !seen.insert(workload.id.clone()) {
                     twice.push(format!("{} is assigned twice", workload.id));
                 }
@@ -223,11 +250,11 @@ impl Lint<'_> {
         for deployment in self.state.deployments.iter().filter(|deployment| deployment.spec.replicas > 0) {
             let mut before = 0;
             let mut after = 0;
-            for host in self.host_names() {
-                let Some(HostObservation::Known(report)) = self.observation.hosts.get(&host) else {
+            for host in self.hosts_of(deployment) {
+                let Some(HostObservation::Known(report)) = self.observation.hosts.get(host) else {
                     continue;
                 };
-                let (Some(old), Some(new)) = (self.stored(&host), self.after(&host)) else { continue };
+                let (Some(old), Some(new)) = (self.stored(host), self.after(host)) else { continue };
                 let own = |workload: &&tandem_crds::WorkloadSpec| {
                     deployment.metadata.name.as_ref() == Some(&workload.deployment.name)
                         && deployment.metadata.namespace.as_ref() == Some(&workload.deployment.namespace)
@@ -259,13 +286,10 @@ impl Lint<'_> {
         let mut wanted = BTreeSet::new();
         for deployment in &self.state.deployments {
             let status = deployment.status.as_ref().and_then(|status| status.model.as_ref());
-            let metadata = &deployment.metadata;
-            let model = self.state.models.iter().find(|(key, _)| {
-                Some(&key.name) == metadata.name.as_ref()
-                    && Some(&key.namespace) == metadata.namespace.as_ref()
-            });
-            let files = match model {
-                Some((_, Model::Resolved(resolved))) => resolved.files.as_slice(),
+            let (namespace, name) = key(deployment);
+            let of = DeploymentRef { namespace: namespace.to_owned(), name: name.to_owned() };
+            let files = match self.state.models.get(&of) {
+                Some(Model::Resolved(resolved)) => resolved.files.as_slice(),
                 _ => status.map_or(&[][..], |model| &model.files),
             };
             wanted.extend(files.iter().map(|file| &file.sha256));
@@ -280,8 +304,8 @@ impl Lint<'_> {
         };
         let (mut before, mut after) = (BTreeSet::new(), BTreeSet::new());
         for host in self.host_names() {
-            let Some(HostObservation::Known(report)) = self.observation.hosts.get(&host) else { continue };
-            let (Some(old), Some(new)) = (self.stored(&host), self.after(&host)) else { continue };
+            let Some(HostObservation::Known(report)) = self.observation.hosts.get(host) else { continue };
+            let (Some(old), Some(new)) = (self.stored(host), self.after(host)) else { continue };
             for digest in report.weights.iter().flat_map(|weights| &weights.files) {
                 if keeps(old, digest) {
                     before.insert(digest.clone());
@@ -303,30 +327,37 @@ impl Lint<'_> {
     /// reasons, which their reasons must not belie.
     fn silent_hosts_are_given_time(&mut self) {
         let mut findings = Vec::new();
-        for deployment in &self.state.deployments {
-            let patience =
-                SignedDuration::from_secs(i64::from(deployment.spec.redundancy.replace_after_seconds));
-            for (host, seen) in &self.observation.hosts {
-                let HostObservation::Unknown { since } = seen else { continue };
-                let (Some(old), Some(new)) = (self.stored(host), self.after(host)) else { continue };
-                let young = self.now.duration_since(*since) < patience;
-                let own = |workload: &&tandem_crds::WorkloadSpec| {
-                    deployment.metadata.name.as_ref() == Some(&workload.deployment.name)
-                        && deployment.metadata.namespace.as_ref() == Some(&workload.deployment.namespace)
+        let blaming: Vec<&Step> = self
+            .plan
+            .steps
+            .iter()
+            .filter(|step| matches!(step.action, Action::Start { .. }) && step.reason.contains("is silent"))
+            .collect();
+        for (host, seen) in &self.observation.hosts {
+            let HostObservation::Unknown { since } = seen else { continue };
+            let (Some(old), Some(new)) = (self.stored(host), self.after(host)) else { continue };
+            let silence = format!("host {host} is silent");
+            for of in blaming
+                .iter()
+                .filter(|step| step.reason.contains(&silence))
+                .filter_map(|step| step.deployment())
+            {
+                let Some(deployment) = self.deployments.get(&(of.namespace.as_str(), of.name.as_str()))
+                else {
+                    continue;
                 };
-                let dropped =
-                    old.workloads.iter().filter(own).any(|workload| !new.workloads.contains(workload));
-                let blamed = |step: &&crate::output::Step| {
-                    matches!(step.action, Action::Start { .. })
-                        && step.reason.contains(&format!("host {host} is silent"))
-                };
-                let moved = self.plan.steps.iter().filter(blamed).any(|step| {
-                    step.deployment().is_some_and(|of| Some(&of.name) == deployment.metadata.name.as_ref())
-                });
-                if young && moved {
+                let patience = i64::from(deployment.spec.redundancy.replace_after_seconds);
+                if self.now.duration_since(*since) < SignedDuration::from_secs(patience) {
                     findings.push(format!("{host} is not silent for long enough to be replaced"));
                 }
-                if dropped && self.plan.frozen.is_some() && deployment.spec.replicas > 0 {
+            }
+            if self.plan.frozen.is_none() {
+                continue;
+            }
+            for workload in old.workloads.iter().filter(|workload| !new.workloads.contains(workload)) {
+                let of = &workload.deployment;
+                let deployment = self.deployments.get(&(of.namespace.as_str(), of.name.as_str()));
+                if deployment.is_some_and(|deployment| deployment.spec.replicas > 0) {
                     findings.push(format!("{host} loses copies while placement is frozen"));
                 }
             }

@@ -28,7 +28,7 @@ use crate::roll::is_outdated;
 use crate::size::MAX_WORKLOADS;
 use crate::survive::survivors;
 
-use ground::Ground;
+use ground::{Ground, Part};
 
 /// Copies of one deployment by host, of those hosts that have any.
 pub(crate) type Spread = BTreeMap<usize, u32>;
@@ -68,18 +68,16 @@ pub(crate) struct Decision {
 }
 
 /// What one deployment finds left to place on: the ground, but for what it has given and taken itself.
-struct Room<'a> {
-    ground: &'a Ground<'a>,
-    spec: &'a InferenceDeploymentSpec,
+struct Room<'g, 'a> {
+    ground: Part<'g, 'a>,
     /// Bytes and workloads, where they differ from the ground's.
     own: BTreeMap<usize, (i128, usize)>,
 }
 
-impl Room<'_> {
+impl Room<'_, '_> {
     /// Bytes are negative where more is taken than is offered now, because other programs grew.
     fn left(&self, host: usize) -> (i128, usize) {
-        let left =
-            || (self.ground.free(host, self.spec), MAX_WORKLOADS.saturating_sub(self.ground.crowd(host)));
+        let left = || (self.ground.free(host), MAX_WORKLOADS.saturating_sub(self.ground.crowd(host)));
         self.own.get(&host).copied().unwrap_or_else(left)
     }
 
@@ -166,28 +164,28 @@ pub(crate) fn decide(world: &World) -> Vec<Decision> {
 }
 
 /// One deployment's turn.
-struct One<'a> {
+struct One<'g, 'a> {
     world: &'a World<'a>,
     wanted: &'a Wanted<'a>,
     replicas: u32,
     failures: u32,
     need: u64,
-    room: Room<'a>,
+    room: Room<'g, 'a>,
     roles: Vec<Role>,
     /// Counted copies by host, with those that start.
     counted: Spread,
     decision: Decision,
 }
 
-impl<'a> One<'a> {
-    fn new(world: &'a World<'a>, wanted: &'a Wanted<'a>, ground: &'a Ground<'a>) -> Self {
+impl<'g, 'a> One<'g, 'a> {
+    fn new(world: &'a World<'a>, wanted: &'a Wanted<'a>, ground: &'g Ground<'a>) -> Self {
         Self {
             world,
             wanted,
             replicas: wanted.spec.replicas,
             failures: wanted.spec.redundancy.host_failures,
             need: 0,
-            room: Room { ground, spec: wanted.spec, own: BTreeMap::new() },
+            room: Room { ground: ground.part(wanted.spec), own: BTreeMap::new() },
             roles: Vec::new(),
             counted: Spread::new(),
             decision: Decision::default(),
@@ -273,16 +271,21 @@ impl<'a> One<'a> {
         here.saturating_add(more).min(self.replicas.max(here))
     }
 
+    /// The limits of all hosts that have one: first of those with counted copies.
+    fn limits(&self) -> impl Iterator<Item = u32> {
+        let others = self.room.ground.fitting(self.need).filter(|host| !self.counted.contains_key(host));
+        self.counted.keys().copied().chain(others).map(|host| self.limit(host)).filter(|limit| *limit > 0)
+    }
+
     /// How many copies shall remain after 0, 1, … `hostFailures` failures: `replicas`, or as many as the hosts allow.
     fn goal(&self) -> Vec<u32> {
         if self.has_promise(&self.counted) {
             return self.whole_goal();
         }
-        let mut limits: Vec<u32> = self.counted.keys().map(|host| self.limit(*host)).collect();
-        let others = self.room.ground.open(self.wanted.spec).filter(|host| !self.counted.contains_key(host));
+        let mut limits = Vec::new();
         // As many hosts as could do at best; then twice as many, until they do or there are no more.
         let mut enough = (self.replicas + self.failures) as usize;
-        for limit in others.map(|host| self.limit(host)).filter(|limit| *limit > 0) {
+        for limit in self.limits() {
             limits.push(limit);
             if limits.len() >= enough {
                 if survivors(limits.iter().copied(), self.failures) >= self.replicas {
@@ -362,7 +365,7 @@ impl<'a> One<'a> {
         while !self.holds(&self.counted, &goal) {
             let fitting = |host: &usize| self.accepts(*host) && self.room.copies(*host, self.need) > 0;
             let again = self.counted.keys().copied().filter(fitting).map(|host| self.score(host)).min();
-            let anew = self.room.ground.best(self.wanted.spec, self.need, &self.counted);
+            let anew = self.room.ground.best(self.need, &self.counted);
             let Some(host) = again.into_iter().chain(anew).min().map(|best| best.host) else { break };
             let reason = self.start_reason();
             self.room.take(host, self.need);
@@ -576,7 +579,7 @@ impl<'a> One<'a> {
             world: self.world,
             wanted: self.wanted,
             need: self.need,
-            limits: &(0..self.world.hosts.len()).map(|host| self.limit(host)).collect::<Vec<u32>>(),
+            limits: &self.limits().collect::<Vec<u32>>(),
             free: &free,
         }));
     }

@@ -42,7 +42,7 @@ pub(crate) struct Case<'a> {
     pub(crate) wanted: &'a Wanted<'a>,
     /// Bytes of one copy.
     pub(crate) need: u64,
-    /// Copies that each host could have.
+    /// Copies that hosts could have, of those that could have any.
     pub(crate) limits: &'a [u32],
     /// Bytes that each host has left.
     pub(crate) free: &'a [u64],
@@ -122,16 +122,16 @@ fn held_by_others(case: &Case, open: &[usize]) -> String {
     let mut more = 0;
     let own = case.wanted.spec.placement.lane;
     for host in open.iter().copied().filter(|host| case.free[*host] < case.need) {
-        let tenants = case.world.tenants[host].iter().filter(|(_, bytes)| *bytes > 0);
-        let others: Vec<(&Wanted, u64)> = tenants
-            .map(|(other, bytes)| (&case.world.deployments[*other], *bytes))
-            .filter(|(other, _)| other.key != case.wanted.key)
-            .collect();
-        let sum = others.iter().fold(case.free[host], |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let tenants = || {
+            let all = case.world.tenants[host].iter().filter(|(_, bytes)| *bytes > 0);
+            let all = all.map(|(other, bytes)| (&case.world.deployments[*other], *bytes));
+            all.filter(|(other, _)| other.key != case.wanted.key)
+        };
+        let sum = tenants().fold(case.free[host], |sum, (_, bytes)| sum.saturating_add(bytes));
         if sum < case.need {
             continue;
         }
-        for (other, bytes) in others {
+        for (other, bytes) in tenants() {
             if named.len() >= MAX_NAMED {
                 more += 1;
                 continue;

@@ -156,7 +156,7 @@ impl<'a> View<'a> {
             copies: u32::try_from(self.wanted.copies.len()).unwrap_or(u32::MAX),
             ready_copies: self.ready,
             ready: format!("{}/{wanted_copies}", self.ready),
-            selector: format!("{}/deployment={}", tandem_crds::GROUP, self.wanted.key.name),
+            selector: selector(&self.wanted.key.name),
             endpoint,
             model,
             sizing,
@@ -418,10 +418,43 @@ fn was_standing(world: &World, copy: &Copy) -> bool {
     })
 }
 
+/// Longest value of a label.
+const MAX_LABEL: usize = 63;
+
+/// What selects a deployment's workloads in its namespace, and no other's. A name that is too long for a label is cut, and a hash of the
+/// whole keeps it apart.
+fn selector(name: &str) -> String {
+    let value = if name.len() <= MAX_LABEL {
+        name.to_owned()
+    } else {
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let head: String = name.chars().take(MAX_LABEL - 17).collect();
+        format!("{head}-{hash:016x}")
+    };
+    format!("{}/deployment={value}", tandem_crds::GROUP)
+}
+
 fn whole_second(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 fn at(moment: Timestamp) -> String {
     whole_second(moment).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selector_is_one_that_autoscalers_can_read() {
+        assert_eq!(selector("kimi"), "inference.tandem.dev/deployment=kimi");
+        let long = |last: &str| selector(&format!("{}{last}", "a".repeat(200)));
+        let value = long("b");
+        let value = value.split_once('=').map(|(_, value)| value).unwrap_or_default();
+        assert!(value.len() <= MAX_LABEL && value.starts_with('a'), "{value}");
+        assert_ne!(long("b"), long("c"), "two deployments have two selectors");
+    }
 }

@@ -10,7 +10,7 @@ use crate::input::HostObservation;
 
 /// One workload before and after the plan.
 struct Turn<'a> {
-    host: String,
+    host: &'a str,
     before: &'a WorkloadSpec,
     after: &'a WorkloadSpec,
 }
@@ -30,7 +30,7 @@ impl Turn<'_> {
     }
 }
 
-impl Lint<'_> {
+impl<'a> Lint<'a> {
     pub(super) fn warm_copies_stand_in(&mut self) {
         let mut findings = Vec::new();
         for deployment in &self.state.deployments {
@@ -65,9 +65,7 @@ impl Lint<'_> {
                         .count();
                     let there = alike
                         .iter()
-                        .filter(|other| {
-                            self.welcomes(deployment, &other.host) && self.serves(other).is_some()
-                        })
+                        .filter(|other| self.welcomes(deployment, other.host) && self.serves(other).is_some())
                         .count();
                     let one_more = usize::from(self.has_a_spare(deployment, &alike));
                     if there + promoted > replicas + one_more {
@@ -88,17 +86,17 @@ impl Lint<'_> {
     }
 
     /// A deployment's workloads that stay.
-    fn turns(&self, deployment: &InferenceDeployment) -> Vec<Turn<'_>> {
+    fn turns(&self, deployment: &InferenceDeployment) -> Vec<Turn<'a>> {
         let own = |workload: &&WorkloadSpec| {
             deployment.metadata.name.as_ref() == Some(&workload.deployment.name)
                 && deployment.metadata.namespace.as_ref() == Some(&workload.deployment.namespace)
         };
         let mut turns = Vec::new();
-        for host in self.host_names() {
-            let (Some(old), Some(new)) = (self.stored(&host), self.after(&host)) else { continue };
+        for host in self.hosts_of(deployment) {
+            let (Some(old), Some(new)) = (self.stored(host), self.after(host)) else { continue };
             for before in old.workloads.iter().filter(own) {
                 if let Some(after) = new.workloads.iter().find(|other| other.id == before.id) {
-                    turns.push(Turn { host: host.clone(), before, after });
+                    turns.push(Turn { host, before, after });
                 }
             }
         }
@@ -109,7 +107,7 @@ impl Lint<'_> {
     fn has_a_spare(&self, deployment: &InferenceDeployment, copies: &[&Turn]) -> bool {
         let mut by_host: BTreeMap<&str, u32> = BTreeMap::new();
         for copy in copies {
-            *by_host.entry(&copy.host).or_default() += 1;
+            *by_host.entry(copy.host).or_default() += 1;
         }
         by_host.keys().any(|host| {
             let without = by_host.iter().map(|(other, count)| count - u32::from(other == host));
@@ -122,7 +120,7 @@ impl Lint<'_> {
 
     /// Whether a workload serves before the plan.
     fn is_ready(&self, turn: &Turn) -> bool {
-        let Some(HostObservation::Known(report)) = self.observation.hosts.get(&turn.host) else {
+        let Some(HostObservation::Known(report)) = self.observation.hosts.get(turn.host) else {
             return false;
         };
         let same =
@@ -132,7 +130,7 @@ impl Lint<'_> {
 
     /// Whether a workload that is left as it is serves (true) or is about to (false); none if neither.
     fn serves(&self, turn: &Turn) -> Option<bool> {
-        let Some(HostObservation::Known(report)) = self.observation.hosts.get(&turn.host) else {
+        let Some(HostObservation::Known(report)) = self.observation.hosts.get(turn.host) else {
             return None;
         };
         if !turn.after.mode.is_serve() || turn.before.epoch != turn.after.epoch {
@@ -149,7 +147,7 @@ impl Lint<'_> {
 
     /// Whether a host may keep what it has of a deployment.
     fn welcomes(&self, deployment: &InferenceDeployment, host: &str) -> bool {
-        let stored = self.state.hosts.iter().find(|stored| stored.metadata.name.as_deref() == Some(host));
+        let stored = self.hosts.get(host);
         let labels = stored.and_then(|host| host.metadata.labels.clone()).unwrap_or_default();
         let selector = deployment.spec.placement.host_selector.clone().unwrap_or_default();
         stored.is_some_and(|host| host.spec.drain.is_none())

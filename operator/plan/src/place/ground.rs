@@ -1,4 +1,4 @@
-//! What there is to place on, while one deployment after the other takes its part of it. The hosts are held in the order in which
+//! What there is to place on, while one deployment after the other takes its part of it. Hosts are held in the order in which
 //! placement prefers them, so that one more copy costs a few look-ups and not a look at every host.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -9,24 +9,28 @@ use super::{Score, Spread, matches};
 use crate::parse::World;
 use crate::size::{MAX_WORKLOADS, budget};
 
+/// Most selectors whose hosts are held in order, those first that most deployments have. Others' hosts are gone through.
+const MOST_ORDERED: usize = 32;
+
+type Labels = BTreeMap<String, String>;
+
 /// Hosts and what is left of them.
 pub(super) struct Ground<'a> {
     world: &'a World<'a>,
     /// Bytes and workloads by host, of all deployments.
     taken: Vec<(u64, usize)>,
-    /// By the kinds of device that may compute.
-    offers: HashMap<&'a [Accelerator], Offer>,
-    /// Hosts by label and value.
+    /// Bytes by host, for those kinds of device that may compute.
+    offered: HashMap<&'a [Accelerator], Vec<u64>>,
+    ordered: HashMap<(&'a [Accelerator], Option<&'a Labels>), Ordered>,
+    /// Hosts by label and value, of labels that some deployment asks for.
     labelled: HashMap<(&'a str, &'a str), Vec<usize>>,
 }
 
-/// What hosts offer to those that may use some kinds of device.
-struct Offer {
-    /// By host.
-    bytes: Vec<u64>,
-    /// Hosts that take new copies, by zone, those first that have the fewest workloads and then the least room.
-    preferred: BTreeMap<Option<usize>, BTreeSet<(usize, u64, usize)>>,
-}
+/// Hosts that take new copies, by zone: those first that have the fewest workloads, and of those the ones with the least room.
+type Ordered = BTreeMap<Option<usize>, BTreeSet<Rank>>;
+
+/// Workloads, free bytes, and the host.
+type Rank = (usize, u64, usize);
 
 impl<'a> Ground<'a> {
     pub(super) fn of(world: &'a World<'a>) -> Self {
@@ -36,140 +40,183 @@ impl<'a> Ground<'a> {
             *bytes = bytes.saturating_add(copy.workload.memory_bytes);
             *workloads += 1;
         }
-        let mut labelled: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
-        let selectors =
-            world.deployments.iter().filter_map(|wanted| wanted.spec.placement.host_selector.as_ref());
-        for (key, value) in selectors.flat_map(|selector| &selector.match_labels) {
-            labelled.entry((key, value)).or_default();
-        }
-        if !labelled.is_empty() {
-            for (index, host) in world.hosts.iter().enumerate() {
-                for (key, value) in host.labels {
-                    if let Some(hosts) = labelled.get_mut(&(key.as_str(), value.as_str())) {
-                        hosts.push(index);
-                    }
-                }
-            }
-        }
-        let mut ground = Self { world, taken, offers: HashMap::new(), labelled };
+        let mut ground =
+            Self { world, taken, offered: HashMap::new(), ordered: HashMap::new(), labelled: HashMap::new() };
+        let mut asked: HashMap<(&[Accelerator], Option<&Labels>), usize> = HashMap::new();
         for wanted in &world.deployments {
-            let kinds = wanted.spec.placement.accelerators.as_slice();
-            if !ground.offers.contains_key(kinds) {
-                let offer = ground.offer(kinds);
-                ground.offers.insert(kinds, offer);
+            *asked.entry(asks(wanted.spec)).or_default() += 1;
+        }
+        for (kinds, labels) in asked.keys() {
+            let hosts =
+                || world.hosts.iter().map(|host| host.report.map_or(0, |report| budget(report, kinds)));
+            ground.offered.entry(kinds).or_insert_with(|| hosts().collect());
+            for (key, value) in labels.iter().copied().flatten() {
+                ground.labelled.entry((key, value)).or_default();
             }
+        }
+        ground.find_labels();
+        let mut by_number: Vec<_> = asked.into_iter().filter(|(_, number)| *number > 1).collect();
+        by_number.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.1.cmp(&b.0.1)));
+        for ((kinds, labels), _) in by_number.into_iter().take(MOST_ORDERED) {
+            let ordered = ground.order(kinds, labels);
+            ground.ordered.insert((kinds, labels), ordered);
         }
         ground
     }
 
-    fn offer(&self, kinds: &[Accelerator]) -> Offer {
-        let hosts = &self.world.hosts;
-        let bytes: Vec<u64> =
-            hosts.iter().map(|host| host.report.map_or(0, |report| budget(report, kinds))).collect();
-        let mut preferred: BTreeMap<Option<usize>, BTreeSet<(usize, u64, usize)>> = BTreeMap::new();
-        for (index, host) in hosts.iter().enumerate().filter(|(_, host)| host.takes_new()) {
-            preferred.entry(host.zone).or_default().insert(self.rank(index, bytes[index]));
+    fn find_labels(&mut self) {
+        if self.labelled.is_empty() {
+            return;
         }
-        Offer { bytes, preferred }
+        for (index, host) in self.world.hosts.iter().enumerate() {
+            for (key, value) in host.labels {
+                if let Some(hosts) = self.labelled.get_mut(&(key.as_str(), value.as_str())) {
+                    hosts.push(index);
+                }
+            }
+        }
     }
 
-    fn rank(&self, host: usize, offered: u64) -> (usize, u64, usize) {
+    fn order(&self, kinds: &[Accelerator], labels: Option<&Labels>) -> Ordered {
+        let offered = &self.offered[kinds];
+        let mut ordered = Ordered::new();
+        for (index, host) in self.world.hosts.iter().enumerate().filter(|(_, host)| host.takes_new()) {
+            if labels
+                .is_none_or(|labels| labels.iter().all(|(key, value)| host.labels.get(key) == Some(value)))
+            {
+                ordered.entry(host.zone).or_default().insert(self.rank(index, offered[index]));
+            }
+        }
+        ordered
+    }
+
+    fn rank(&self, host: usize, offered: u64) -> Rank {
         let (taken, workloads) = self.taken[host];
         (workloads, offered.saturating_sub(taken), host)
     }
 
-    /// Workloads on a host, of all deployments.
-    pub(super) fn crowd(&self, host: usize) -> usize {
-        self.taken[host].1
+    /// The part that a deployment may use.
+    pub(super) fn part(&self, spec: &'a InferenceDeploymentSpec) -> Part<'_, 'a> {
+        let (kinds, labels) = asks(spec);
+        let lists = labels.into_iter().flatten();
+        let lists = lists.filter_map(|(key, value)| self.labelled.get(&(key.as_str(), value.as_str())));
+        Part {
+            ground: self,
+            spec,
+            offered: &self.offered[kinds],
+            ordered: self.ordered.get(&(kinds, labels)),
+            labelled: lists.map(Vec::as_slice).min_by_key(|hosts| hosts.len()),
+        }
     }
 
-    /// Negative where more is taken than is offered now, because other programs grew.
-    pub(super) fn free(&self, host: usize, spec: &InferenceDeploymentSpec) -> i128 {
-        let offered = self.offers[spec.placement.accelerators.as_slice()].bytes[host];
-        i128::from(offered) - i128::from(self.taken[host].0)
-    }
-
-    /// Takes room on a host, `more` of it and for so many more workloads, or gives it back.
+    /// Takes room on a host, `more` of it and for so many more workloads; `less` is given back.
     pub(super) fn change(&mut self, host: usize, less: u64, more: u64, workloads: usize) {
         let zone = self.world.hosts[host].zone;
         let before = self.taken[host];
         let after = (before.0.saturating_sub(less).saturating_add(more), before.1 + workloads);
         self.taken[host] = after;
-        for offer in self.offers.values_mut() {
-            let Some(zone) = offer.preferred.get_mut(&zone) else { continue };
-            let offered = offer.bytes[host];
+        for ((kinds, _), ordered) in &mut self.ordered {
+            let Some(zone) = ordered.get_mut(&zone) else { continue };
+            let offered = self.offered[kinds][host];
             if zone.remove(&(before.1, offered.saturating_sub(before.0), host)) {
                 zone.insert((after.1, offered.saturating_sub(after.0), host));
             }
         }
     }
+}
 
-    /// Hosts that take new copies of a deployment; those with the fewest workloads first, where all qualify.
-    pub(super) fn open(&self, spec: &'a InferenceDeploymentSpec) -> Box<dyn Iterator<Item = usize> + '_> {
-        match self.with_labels(spec) {
-            Some(hosts) => Box::new(hosts.iter().copied().filter(|host| {
-                let host = &self.world.hosts[*host];
-                host.takes_new() && matches(host, spec)
-            })),
-            None => {
-                let zones = self.offers[spec.placement.accelerators.as_slice()].preferred.values();
-                Box::new(zones.flatten().map(|(_, _, host)| *host))
-            }
+/// What decides on which hosts a deployment may be.
+fn asks(spec: &InferenceDeploymentSpec) -> (&[Accelerator], Option<&Labels>) {
+    let labels = spec.placement.host_selector.as_ref().map(|selector| &selector.match_labels);
+    (&spec.placement.accelerators, labels.filter(|labels| !labels.is_empty()))
+}
+
+/// The ground as one deployment sees it.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'g, 'a> {
+    ground: &'g Ground<'a>,
+    spec: &'a InferenceDeploymentSpec,
+    offered: &'g [u64],
+    ordered: Option<&'g Ordered>,
+    /// Hosts with the rarest of the labels that are asked for, if any are.
+    labelled: Option<&'g [usize]>,
+}
+
+impl<'g> Part<'g, '_> {
+    /// Workloads on a host, of all deployments.
+    pub(super) fn crowd(&self, host: usize) -> usize {
+        self.ground.taken[host].1
+    }
+
+    /// Negative where more is taken than is offered now, because other programs grew.
+    pub(super) fn free(&self, host: usize) -> i128 {
+        i128::from(self.offered[host]) - i128::from(self.ground.taken[host].0)
+    }
+
+    /// Every host that takes new copies and has room for one.
+    pub(super) fn fitting(self, need: u64) -> Box<dyn Iterator<Item = usize> + 'g> {
+        match self.ordered {
+            Some(ordered) => Box::new(
+                ordered
+                    .values()
+                    .flat_map(move |hosts| levels(hosts, need).flatten())
+                    .map(|(_, _, host)| host),
+            ),
+            None => Box::new(self.sought(need).map(|(_, _, host)| host)),
         }
     }
 
-    /// The best host, of those that a deployment has no copy on, with room for one. The score is the same as for every other host.
-    pub(super) fn best(
-        &self,
-        spec: &'a InferenceDeploymentSpec,
-        need: u64,
-        counted: &Spread,
-    ) -> Option<Score> {
-        let is_new = |host: &usize| !counted.contains_key(host);
+    /// The best host with room, of those that a deployment has no copy on: the one with the least score.
+    pub(super) fn best(self, need: u64, counted: &Spread) -> Option<Score> {
+        let hosts = &self.ground.world.hosts;
+        let is_new = |(_, _, host): &Rank| !counted.contains_key(host);
         let in_zone = |zone: Option<usize>| -> u32 {
-            let here =
-                counted.iter().filter(|(host, _)| zone.is_some() && self.world.hosts[**host].zone == zone);
+            let here = counted.iter().filter(|(host, _)| zone.is_some() && hosts[**host].zone == zone);
             here.map(|(_, copies)| copies).sum()
         };
-        let score = |(workloads, free, host): (usize, u64, usize), copies_in_zone| Score {
+        let score = |(workloads, free, host): Rank, copies_in_zone| Score {
             copies_here: 0,
             copies_in_zone,
             workloads_here: workloads,
             left_over: free.saturating_sub(need),
             host,
         };
-        let offer = &self.offers[spec.placement.accelerators.as_slice()];
-        if self.with_labels(spec).is_some() {
-            let open = self.open(spec).filter(is_new).map(|host| self.rank(host, offer.bytes[host]));
-            let fitting = open.filter(|(workloads, free, _)| *workloads < MAX_WORKLOADS && *free >= need);
-            return fitting.map(|rank| score(rank, in_zone(self.world.hosts[rank.2].zone))).min();
-        }
-        let mut best: Option<Score> = None;
-        for (zone, hosts) in &offer.preferred {
-            let copies_in_zone = in_zone(*zone);
-            let mut level = 0;
-            // One level after the other of equally many workloads, in each the smallest gap that is large enough.
-            while let Some((workloads, _, _)) = hosts.range((level, 0, 0)..(MAX_WORKLOADS, 0, 0)).next() {
-                let workloads = *workloads;
-                let fitting = hosts.range((workloads, need, 0)..(workloads + 1, 0, 0));
-                if let Some(rank) = fitting.copied().find(|(_, _, host)| is_new(host)) {
-                    let found = score(rank, copies_in_zone);
-                    if best.as_ref().is_none_or(|best| found < *best) {
-                        best = Some(found);
-                    }
-                    break;
-                }
-                level = workloads + 1;
+        match self.ordered {
+            Some(ordered) => {
+                let best_of = |(zone, hosts): (&Option<usize>, &'g BTreeSet<Rank>)| {
+                    // The lowest level that has one, and in it the smallest gap that is large enough.
+                    let rank = levels(hosts, need).find_map(|mut level| level.find(is_new))?;
+                    Some(score(rank, in_zone(*zone)))
+                };
+                ordered.iter().filter_map(best_of).min()
+            }
+            None => {
+                let ranks = self.sought(need).filter(is_new);
+                ranks.map(|rank| score(rank, in_zone(hosts[rank.2].zone))).min()
             }
         }
-        best
     }
 
-    /// Hosts with the rarest of the labels that a deployment asks for, if it asks for any.
-    fn with_labels(&self, spec: &'a InferenceDeploymentSpec) -> Option<&[usize]> {
-        let labels = &spec.placement.host_selector.as_ref()?.match_labels;
-        let lists =
-            labels.iter().filter_map(|(key, value)| self.labelled.get(&(key.as_str(), value.as_str())));
-        lists.map(Vec::as_slice).min_by_key(|hosts| hosts.len())
+    /// Hosts with room, found by going through them.
+    fn sought(self, need: u64) -> impl Iterator<Item = Rank> + 'g {
+        let listed = self.labelled.into_iter().flatten().copied();
+        let all = if self.labelled.is_some() { 0..0 } else { 0..self.ground.world.hosts.len() };
+        let Self { ground, spec, offered, .. } = self;
+        let fits = move |host: usize| {
+            let rank = ground.rank(host, offered[host]);
+            let open = || ground.world.hosts[host].takes_new() && matches(&ground.world.hosts[host], spec);
+            (rank.0 < MAX_WORKLOADS && rank.1 >= need && open()).then_some(rank)
+        };
+        listed.chain(all).filter_map(fits)
     }
+}
+
+/// Hosts with room, in groups of equally many workloads.
+fn levels(hosts: &BTreeSet<Rank>, need: u64) -> impl Iterator<Item = impl Iterator<Item = Rank>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let (level, _, _) = *hosts.range((next, 0, 0)..(MAX_WORKLOADS, 0, 0)).next()?;
+        next = level + 1;
+        Some(hosts.range((level, need, 0)..(level + 1, 0, 0)).copied())
+    })
 }

@@ -16,6 +16,7 @@ mod models;
 mod pods;
 mod reconcile;
 mod relay;
+mod rollout;
 mod run;
 mod secrets;
 mod serve;

@@ -5,7 +5,7 @@ mod observe;
 mod routes;
 mod said;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tandem_crds::condition::{READY, find};
 use tandem_crds::{ConditionStatus, DeploymentRef, InferenceDeployment, InferenceHost};
 use tandem_plan::{HostObservation, Model, Observation, Plan, Resolved, State};
-use tandem_store::{Kind, Selector, StoreError};
+use tandem_store::{Kind, Platform, Selector, StoreError};
 
 use self::observe::Observed;
 use self::said::Said;
@@ -23,6 +23,8 @@ use crate::cluster::Cluster;
 use crate::lead::{Leader, Leadership};
 use crate::metrics::Reconciled;
 use crate::models::{Found, Knowledge, Models};
+use crate::pods::host_of;
+use crate::rollout::{self, Rollout};
 use crate::serve::ready;
 use crate::{secrets, supply};
 
@@ -51,6 +53,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         () = wake_on_changes(&cluster, Kind::InferenceDeployment) => {}
         () = wake_on_changes(&cluster, Kind::InferenceHost) => {}
         () = pay_attention(&cluster) => {}
+        () = wake_with_the_platform(&cluster) => {}
         () = control.passes() => {}
     }
     control.leadership.give_up().await;
@@ -73,6 +76,17 @@ async fn wake_on_changes(cluster: &Cluster, kind: Kind) {
         }
         tokio::time::sleep(AFTER_FAILURE).await;
     }
+}
+
+/// Nodes and agents' pods are a reason to look, too.
+async fn wake_with_the_platform(cluster: &Cluster) {
+    if let Some(platform) = cluster.store.platform() {
+        let mut changes = platform.changes();
+        while changes.changed().await.is_ok() {
+            cluster.wake.notify_one();
+        }
+    }
+    std::future::pending().await
 }
 
 async fn pay_attention(cluster: &Cluster) {
@@ -153,8 +167,14 @@ impl Control {
             return Ok(due);
         }
         let state = self.resolve(&observed, &hosts, &credentials, term).await?;
-        let observation =
-            Observation { hosts: observed.presence.clone(), endpoint: endpoint(&cluster, &observed) };
+        let pods = cluster.store.platform().map(Platform::agent_pods).unwrap_or_default();
+        let rollout = rollout::next(&pods, &observed.presence);
+        let leaving = leaving(&cluster, &rollout);
+        let observation = Observation {
+            hosts: observed.presence.clone(),
+            leaving,
+            endpoint: endpoint(&cluster, &observed),
+        };
         let now = cluster.now();
         let begun = Instant::now();
         let planned = tandem_plan::plan(&state, &observation, now);
@@ -184,12 +204,17 @@ impl Control {
             cluster.metrics.hosts(hosts, cluster.gateways().len());
         }
         let due = due.min(self.until_due(&plan, now));
-        Ok(if term.is_some() { due.min(self.carry_out(&observed, &plan).await?) } else { due })
+        Ok(if term.is_some() { due.min(self.carry_out(&observed, &plan, &rollout).await?) } else { due })
     }
 
     /// Writes, while leading; how long until what was left out is due. The lease is looked at before each kind of write: a pause in between must not let an old leader
     /// write.
-    async fn carry_out(&mut self, observed: &Observed, plan: &Plan) -> Result<Duration, StoreError> {
+    async fn carry_out(
+        &mut self,
+        observed: &Observed,
+        plan: &Plan,
+        rollout: &Rollout<'_>,
+    ) -> Result<Duration, StoreError> {
         let frozen = plan.frozen.as_deref().unwrap_or_default();
         if self.said.anew("frozen", frozen) && !frozen.is_empty() {
             tracing::warn!(reason = frozen, "placement is frozen");
@@ -201,6 +226,12 @@ impl Control {
                 reason = waiting.reason,
                 "waiting"
             );
+        }
+        if self.leadership.term().is_some()
+            && let (Some(pod), Some(platform)) = (rollout.delete, self.cluster.store.platform())
+        {
+            tracing::info!(pod = pod.name, node = pod.node, "replaces an agent's pod of an older revision");
+            platform.delete_pod(pod).await?;
         }
         if self.leadership.term().is_some() {
             apply::specs(&self.cluster, &mut self.leadership, observed, plan).await?;
@@ -265,6 +296,13 @@ impl Control {
         let retry = self.models.next_retry().map(|at| at.saturating_sub(elapsed));
         planned.into_iter().chain(retry).min().unwrap_or(LONGEST_SLEEP)
     }
+}
+
+/// Hosts that are about to go: their nodes are cordoned or going, or their agents' pods are next to be replaced.
+fn leaving(cluster: &Cluster, rollout: &Rollout<'_>) -> BTreeSet<String> {
+    let nodes = cluster.store.platform().map(Platform::nodes).unwrap_or_default();
+    let going = nodes.iter().filter(|(_, node)| node.leaving).map(|(name, _)| host_of(name));
+    going.chain(rollout.leaving.clone()).collect()
 }
 
 /// What there is of the credential that each deployment names.

@@ -1,6 +1,6 @@
 //! What a plan is made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use tandem_crds::{
@@ -51,6 +51,9 @@ pub struct Resolved {
 pub struct Observation {
     /// By host name. A host that is missing has never reported.
     pub hosts: BTreeMap<String, HostObservation>,
+    /// Hosts that are about to go, such as those whose Kubernetes nodes are cordoned: nothing new is placed there, and what is
+    /// there moves, as if somebody had asked for a drain.
+    pub leaving: BTreeSet<String>,
     /// Where clients reach a gateway, for `status.endpoint`.
     pub endpoint: Option<String>,
 }

@@ -205,7 +205,9 @@ impl<'a> Lint<'a> {
                 continue;
             };
             let (Some(old), Some(new)) = (self.stored(&step.host), self.after(&step.host)) else { continue };
-            if starts && (old.unschedulable || old.drain.is_some()) {
+            if starts
+                && (old.unschedulable || old.drain.is_some() || self.observation.leaving.contains(&step.host))
+            {
                 findings.push(format!("{step}: the host takes nothing new"));
             }
             let devices = report.devices.iter().filter(|device| device.kind == DeviceKind::Cpu);

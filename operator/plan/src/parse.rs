@@ -54,6 +54,8 @@ pub(crate) struct Host<'a> {
     pub(crate) name: &'a str,
     pub(crate) labels: &'a BTreeMap<String, String>,
     pub(crate) spec: &'a InferenceHostSpec,
+    /// It is about to go.
+    pub(crate) leaving: bool,
     pub(crate) presence: Presence,
     /// The newest report there is: fresh if the host is known, else as stored.
     pub(crate) report: Option<&'a InferenceHostStatus>,
@@ -75,7 +77,7 @@ impl Host<'_> {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.spec.drain == Some(Drain::Requested)
+        self.leaving || self.spec.drain == Some(Drain::Requested)
     }
 
     pub(crate) fn takes_new(&self) -> bool {
@@ -160,7 +162,8 @@ pub(crate) fn world<'a>(
         let labels = host.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
         let numbered = zones.len();
         let zone = labels.get(ZONE).map(|zone| *zones.entry(zone.as_str()).or_insert(numbered));
-        hosts.push(Host { name, labels, spec: &host.spec, presence, report, zone });
+        let leaving = observation.leaving.contains(name);
+        hosts.push(Host { name, labels, spec: &host.spec, leaving, presence, report, zone });
     }
     hosts.sort_by_key(|host| host.name);
 

@@ -80,6 +80,26 @@ fn cordon_and_drain() {
 }
 
 #[test]
+fn a_host_that_is_about_to_go_is_emptied_like_a_drained_one_and_taken_again_when_it_stays() {
+    let mut fleet = Fleet::new();
+    ["a", "b", "c"].iter().for_each(|host| fleet.join(host, 4));
+    fleet.apply("kimi", spec(1, 1), 4);
+    fleet.settle();
+    let on = |fleet: &mut Fleet, host: &str| fleet.host(host).spec.workloads.len();
+    assert_eq!((on(&mut fleet, "a"), on(&mut fleet, "c")), (1, 0));
+    fleet.leaving.insert("a".to_owned());
+    // The copy on `a` stays until the one that takes its place is ready.
+    fleet.plan();
+    assert_eq!(on(&mut fleet, "a"), 1);
+    fleet.settle();
+    assert_eq!((on(&mut fleet, "a"), on(&mut fleet, "c")), (0, 1));
+    fleet.leaving.clear();
+    fleet.scale("kimi", 2);
+    fleet.settle();
+    assert_eq!(on(&mut fleet, "a"), 1);
+}
+
+#[test]
 fn another_quant_rolls_in() {
     let mut story = Story::new();
     story.then("hosts a and b join, one copy's room each", |fleet| {

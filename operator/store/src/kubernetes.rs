@@ -4,6 +4,7 @@
 //! written that did not change, apart from the renewals of a held lease.
 
 mod api;
+mod cluster;
 mod events;
 mod lease;
 mod paths;
@@ -27,6 +28,7 @@ use kube::core::params::{
 use serde_json::{Value, json};
 
 use self::api::{Api, Built, Failure};
+use self::cluster::Watched;
 use self::lease::Leases;
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -60,6 +62,7 @@ pub struct KubernetesStore {
     api: Api,
     options: KubernetesOptions,
     leases: Leases,
+    watched: Watched,
     clock: Arc<dyn Clock>,
 }
 
@@ -73,8 +76,15 @@ impl KubernetesStore {
         config.connect_timeout = Some(CONNECT_WITHIN);
         let server = config.cluster_url.to_string();
         let client = kube::Client::try_from(config).map_err(|error| unreachable(&server, error))?;
+        let watched = Watched::start(&client, &options.agents_namespace);
         let api = Api::new(client, &server);
-        let store = Self { leases: Leases::new(&options.namespace, Arc::clone(&clock)), api, options, clock };
+        let store = Self {
+            leases: Leases::new(&options.namespace, Arc::clone(&clock)),
+            api,
+            options,
+            watched,
+            clock,
+        };
         // Says at once what is wrong, instead of at the first watch.
         let one = ListParams { limit: Some(1), ..ListParams::default() };
         for (kind, namespace) in store

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::{StoreError, Version};
 
@@ -15,6 +16,18 @@ pub trait Platform: Send + Sync {
 
     /// Asks whose token this is, made for this audience. `None`: nobody's, expired, or for another audience.
     async fn review_token(&self, token: &str, audience: &str) -> Result<Option<TokenOwner>, StoreError>;
+
+    /// Every node that there is, or was since this process began to look, by name. Costs no request.
+    fn nodes(&self) -> BTreeMap<String, NodeState>;
+
+    /// Every agent's pod that is on a node, in order of their nodes. Costs no request.
+    fn agent_pods(&self) -> Vec<AgentPod>;
+
+    /// Grows with every change of nodes and agents' pods.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Deletes this very pod, so that its DaemonSet makes one of the newest revision.
+    async fn delete_pod(&self, pod: &AgentPod) -> Result<(), StoreError>;
 
     /// Publishes the authorities' certificates where pods of the operator's and the agents' namespaces mount them: the config
     /// map `tandem-trust`, key `ca.crt`. Writes nothing when they are there already.
@@ -56,4 +69,28 @@ pub struct Bound {
     pub name: String,
     /// Its UID: another object of the same name has another.
     pub uid: String,
+}
+
+/// A node, as far as it matters for the host on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeState {
+    /// Its UID: a node that was deleted and made again has another.
+    pub uid: String,
+    /// Cordoned, about to be removed, or gone: what runs there has to move.
+    pub leaving: bool,
+}
+
+/// An agent's pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentPod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// The node that it runs on.
+    pub node: String,
+    /// Whether it is of its DaemonSet's newest revision.
+    pub current: bool,
+    /// Whether all its containers are ready.
+    pub ready: bool,
 }

@@ -103,6 +103,13 @@ impl Cluster {
         output(&mut command)
     }
 
+    /// `ctr` on a node, in Kubernetes' own namespace.
+    pub(super) fn containerd(&self, node: &Node, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(self.tools.program(Tool::Containerd, "ctr")?);
+        command.arg("-a").arg(node.dir().join("run/containerd.sock")).args(["-n", "k8s.io"]).args(arguments);
+        Ok(command)
+    }
+
     /// The CLI as its users run it, as the first admin, through the operator's port on a node.
     pub(super) fn tandem(&self, arguments: &[&str]) -> Result<String> {
         let config = self.dir.path().join("admin/tandem.yaml");

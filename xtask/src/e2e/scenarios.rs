@@ -14,11 +14,13 @@ type Scenario = fn(&mut Cluster) -> Result<()>;
 
 /// The one that all others stand on.
 pub(super) const FIRST: &str = "install";
-pub(super) const ALL: [(&str, Scenario); 7] = [
+pub(super) const ALL: [(&str, Scenario); 9] = [
     (FIRST, install),
     ("scale", scale),
     ("drain", drain),
     ("agent-killed", agent_killed),
+    ("cordon", cordon),
+    ("upgrade", upgrade),
     ("node-death", node_death),
     ("rights", rights),
     ("uninstall", uninstall),
@@ -69,7 +71,8 @@ fn install(cluster: &mut Cluster) -> Result<()> {
         &chart,
         "--namespace",
         SYSTEM,
-        "--set=image.registry=local.test,image.tag=1,models.preseeded=/var/lib/tandem/examples,models.preseededClaim=models",
+        "--set-string=image.tag=1",
+        "--set=image.registry=local.test,models.preseeded=/var/lib/tandem/examples,models.preseededClaim=models",
         "--set=operator.expose.enabled=true,operator.expose.type=NodePort,gateway.service.type=NodePort",
         "--set=agents.pools[0].name=default,agents.pools[0].memoryLimit=2GB,gateway.graceSeconds=20",
         "--set",
@@ -183,6 +186,16 @@ fn meanwhile(
     Ok((host, seen))
 }
 
+/// Leaves the machine outside empty, so that nodes serve.
+fn on_nodes(cluster: &Cluster) -> Result<()> {
+    cluster.tandem(&["hosts", "drain", "mac"])?;
+    cluster.until("nothing runs outside", SOON, || {
+        Ok(cluster.field(&["infh", "mac"], "{.status.workloads[*].id}")?.is_empty())
+    })?;
+    cluster.tandem(&["hosts", "uncordon", "mac"])?;
+    cluster.kubectl(&["wait", "--for=condition=Redundant", "infd/tiny-kimi", "--timeout=60s"]).map(drop)
+}
+
 /// `kubectl scale`, there and back; what Git says is applied again in between, and leaves the count alone.
 fn scale(cluster: &mut Cluster) -> Result<()> {
     let copies = |wanted: &str| {
@@ -213,8 +226,67 @@ fn drain(cluster: &mut Cluster) -> Result<()> {
     cluster.kubectl(&["wait", "--for=condition=Redundant", "infd/tiny-kimi", "--timeout=60s"]).map(drop)
 }
 
+/// A node that serves is cordoned: its copies are ready elsewhere before they end there, and nothing comes back until it stays.
+fn cordon(cluster: &mut Cluster) -> Result<()> {
+    on_nodes(cluster)?;
+    let calm = calm(cluster)?;
+    let (host, _) = meanwhile(cluster, &calm, |cluster, host| cluster.kubectl(&["cordon", host]).map(drop))?;
+    cluster.until("nothing runs on the cordoned node", SOON, || {
+        ensure!(cluster.condition("Ready")? == "True", "Ready is not True");
+        Ok(cluster.field(&["infh", &host], "{.status.workloads[*].id}")?.is_empty())
+    })?;
+    eprintln!("      {host} was cordoned");
+    cluster.kubectl(&["uncordon", &host])?;
+    cluster.kubectl(&["wait", "--for=condition=Redundant", "infd/tiny-kimi", "--timeout=60s"]).map(drop)
+}
+
+/// `helm upgrade` to another image while a client streams: operators and gateways roll by Kubernetes, agents host by host by the
+/// operator. The client asks again and again, and every answer is whole.
+fn upgrade(cluster: &mut Cluster) -> Result<()> {
+    let calm = calm(cluster)?;
+    for node in &cluster.nodes {
+        for image in ["operator", "agent", "gateway", "cli"] {
+            let (old, new) = (format!("local.test/tandem-{image}:1"), format!("local.test/tandem-{image}:2"));
+            output(&mut cluster.containerd(node, &["images", "tag", &old, &new])?)?;
+        }
+    }
+    let chart = cache::workspace().join("charts/tandem").display().to_string();
+    cluster.helm(&[
+        "upgrade",
+        "tandem",
+        &chart,
+        "--namespace",
+        SYSTEM,
+        "--reuse-values",
+        "--set-string=image.tag=2",
+    ])?;
+    let path = "{.spec.ports[0].nodePort}";
+    let port = cluster.field(&["svc", "tandem-gateway", "-n", SYSTEM], path)?;
+    let client = Client::new(&format!("http://{}:{port}", cluster.nodes[0].address()))?;
+    let runtime = cluster.runtime.clone();
+    let (mut streams, mut takeovers) = (0, 0);
+    let rolled = || {
+        let images =
+            "{.items[*].spec.containers[0].image} {.items[*].status.conditions[?(@.type=='Ready')].status}";
+        let label = "app.kubernetes.io/part-of=tandem";
+        let told = cluster.field(&["pods", "-A", "-l", label], images)?;
+        Ok::<_, anyhow::Error>(!told.contains(":1") && !told.contains("False"))
+    };
+    let end = std::time::Instant::now() + 2 * SOON;
+    while !rolled()? {
+        ensure!(std::time::Instant::now() < end, "the roll-out takes longer than {:?}", 2 * SOON);
+        let seen = runtime.block_on(client.chat(&story(TOKENS, 11), |_| Ok(())))?;
+        ensure!(seen.tokens == calm.tokens && seen.text == calm.text, "the text is another");
+        streams += 1;
+        takeovers += seen.seams.len();
+    }
+    eprintln!("      everything was replaced while {streams} streams were whole, with {takeovers} takeovers");
+    cluster.kubectl(&["wait", "--for=condition=Redundant", "infd/tiny-kimi", "--timeout=60s"]).map(drop)
+}
+
 /// The agent of the host that serves is killed as the kernel kills what takes too much memory: no stream notices.
 fn agent_killed(cluster: &mut Cluster) -> Result<()> {
+    on_nodes(cluster)?;
     let calm = calm(cluster)?;
     let (host, seen) = meanwhile(cluster, &calm, |cluster, host| {
         let node = cluster.nodes.iter().find(|node| node.name() == host);
@@ -236,6 +308,7 @@ fn agent_killed(cluster: &mut Cluster) -> Result<()> {
 
 /// The whole process tree of the node that serves is killed in mid-stream.
 fn node_death(cluster: &mut Cluster) -> Result<()> {
+    on_nodes(cluster)?;
     let calm = calm(cluster)?;
     let since = "{.status.conditions[?(@.type=='Redundant')].lastTransitionTime}";
     let before = cluster.field(&["infd", "tiny-kimi"], since)?;
@@ -386,16 +459,14 @@ fn unused_rights(cluster: &Cluster, account: &str) -> Result<Vec<String>> {
 fn uninstall(cluster: &mut Cluster) -> Result<()> {
     cluster.kubectl(&["delete", "infd", "--all", "-A", "--timeout=60s"])?;
     cluster.helm(&["uninstall", "tandem", "--namespace", SYSTEM, "--wait", "--timeout=120s"])?;
-    let left = cluster.kubectl(&[
-        "get",
-        "all,sa,cm,role,rolebinding,networkpolicy,pdb",
-        "-A",
-        "-l",
-        "app.kubernetes.io/instance=tandem",
-        "-o",
-        "name",
-    ])?;
-    ensure!(left.trim().is_empty(), "the release left:\n{left}");
+    // Gateways let their streams end.
+    let kinds = "all,sa,cm,role,rolebinding,networkpolicy,pdb";
+    cluster.until("nothing of the release is left", SOON, || {
+        let left = ["get", kinds, "-A", "-l", "app.kubernetes.io/instance=tandem", "-o", "name"];
+        let left = cluster.kubectl(&left)?;
+        ensure!(left.trim().is_empty(), "the release left:\n{left}");
+        Ok(true)
+    })?;
     cluster.kubectl(&["get", "crd", "inferencedeployments.inference.tandem.dev"])?;
     cluster.kubectl(&["delete", "namespace", SYSTEM, "--timeout=60s"])?;
     cluster.kubectl(&["delete", "namespace", AGENTS, "--timeout=60s", "--ignore-not-found"])?;

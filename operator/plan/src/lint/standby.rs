@@ -150,7 +150,8 @@ impl<'a> Lint<'a> {
         let stored = self.hosts.get(host);
         let labels = stored.and_then(|host| host.metadata.labels.clone()).unwrap_or_default();
         let selector = deployment.spec.placement.host_selector.clone().unwrap_or_default();
-        stored.is_some_and(|host| host.spec.drain.is_none())
+        !self.observation.leaving.contains(host)
+            && stored.is_some_and(|host| host.spec.drain.is_none())
             && selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Fleet {
     pub(crate) state: State,
     pub(crate) machines: BTreeMap<String, Machine>,
     pub(crate) plans: usize,
+    /// Hosts that are about to go.
+    pub(crate) leaving: std::collections::BTreeSet<String>,
 }
 
 pub(crate) fn start_of_time() -> Timestamp {
@@ -100,6 +102,7 @@ impl Fleet {
             state: State { term: 1, ..State::default() },
             machines: BTreeMap::new(),
             plans: 0,
+            leaving: std::collections::BTreeSet::new(),
         }
     }
 
@@ -247,7 +250,7 @@ impl Fleet {
     }
 
     pub(crate) fn observation(&mut self) -> Observation {
-        let mut observation = Observation::default();
+        let mut observation = Observation { leaving: self.leaving.clone(), ..Observation::default() };
         let reports: Vec<(String, HostObservation)> = self
             .machines
             .iter()

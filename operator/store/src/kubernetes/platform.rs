@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use k8s_openapi::ByteString;
 use kube::core::Request;
-use kube::core::params::{GetParams, Patch, PatchParams, PostParams};
+use kube::core::params::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::{KubernetesStore, MANAGER};
 use crate::error::StoreError;
 use crate::object::Version;
-use crate::platform::{Bound, Platform, PlatformSecret, TokenOwner};
+use crate::platform::{AgentPod, Bound, NodeState, Platform, PlatformSecret, TokenOwner};
 
 /// What pods mount to know the operators.
 const TRUST: &str = "tandem-trust";
@@ -63,6 +64,30 @@ impl Platform for KubernetesStore {
             .create(&PostParams::default(), review.to_string().into_bytes());
         let answer: Value = self.api.ask(request).await?;
         Ok(owner(&answer["status"], audience))
+    }
+
+    fn nodes(&self) -> BTreeMap<String, NodeState> {
+        self.watched.nodes()
+    }
+
+    fn agent_pods(&self) -> Vec<AgentPod> {
+        self.watched.agent_pods()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.watched.changes()
+    }
+
+    async fn delete_pod(&self, pod: &AgentPod) -> Result<(), StoreError> {
+        let preconditions = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let request = Request::new(path(&self.options.agents_namespace, "pods")).delete(&pod.name, &params);
+        match self.api.ask::<Value>(request).await {
+            Ok(_) => Ok(()),
+            // It is gone, or another of its name is there.
+            Err(failure) if matches!(failure.code(), 404 | 409) => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     async fn publish_trust(&self, ca_pem: &str) -> Result<(), StoreError> {

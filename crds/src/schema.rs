@@ -48,7 +48,8 @@ impl Kind {
     /// The whole CustomResourceDefinition.
     #[must_use]
     pub fn definition(self) -> &'static Value {
-        static DEPLOYMENT: LazyLock<Value> = LazyLock::new(|| clean(json(InferenceDeployment::crd())));
+        static DEPLOYMENT: LazyLock<Value> =
+            LazyLock::new(|| unseen(clean(json(InferenceDeployment::crd()))));
         static HOST: LazyLock<Value> = LazyLock::new(|| clean(json(InferenceHost::crd())));
         match self {
             Self::InferenceDeployment => &DEPLOYMENT,
@@ -98,6 +99,19 @@ pub fn generated_files() -> Vec<(&'static str, String)> {
 
 fn json(definition: impl serde::Serialize) -> Value {
     serde_json::to_value(definition).expect("a derived definition is plain data")
+}
+
+/// An object that no operator has seen yet says so: kstatus takes one without any status for current, and `helm --wait` would not
+/// wait for it.
+fn unseen(mut definition: Value) -> Value {
+    let status = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+    let fields = status["properties"].as_object().into_iter().flatten();
+    let defaults = fields.filter_map(|(name, field)| Some((name.clone(), field.get("default")?.clone())));
+    // Whole, so that filling in defaults a second time adds nothing.
+    let mut whole: Map<String, Value> = defaults.collect();
+    whole.insert("observedGeneration".to_owned(), Value::from(-1));
+    status["default"] = Value::Object(whole);
+    definition
 }
 
 /// Cleans the schemas of a definition. Only objects that have a `type` are schemas, so that properties which happen to be

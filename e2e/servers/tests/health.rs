@@ -147,8 +147,7 @@ async fn helm_and_kubectl_wait_read_every_state() {
         let output = output.unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    // kstatus takes an object without any status for current: the first is left out.
-    for (number, State { name, object, reads, ready, .. }) in states().into_iter().enumerate().skip(1) {
+    for (number, State { name, object, reads, ready, .. }) in states().into_iter().enumerate() {
         let release = format!("one-{number}");
         let dir = tempfile::tempdir().unwrap();
         chart(dir.path(), &object);

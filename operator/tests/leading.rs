@@ -315,3 +315,40 @@ async fn a_leader_that_was_away_writes_nothing() {
     assert!(last < taken_over.into(), "{last:?}");
     assert!(site.term() > term);
 }
+
+/// Fifty hosts report twenty times a second, and nothing changes: what is written is the lease. `TANDEM_REST_SECONDS` says how
+/// long it is watched.
+#[tokio::test]
+async fn at_rest_only_the_lease_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::kubernetes(dir.path()).await;
+    let mut site = Site::start(dir, home).await;
+    for n in 3..50 {
+        site.machines.push(site.world.machine(&format!("host-{n}"), MEMORY).await);
+    }
+    let Home::Kubernetes(plane, _) = &site.home else { panic!("it is in Kubernetes") };
+    let writes = || {
+        let ours = |event: &tandem_servers::AuditEvent| {
+            NAMES.contains(&event.user.username.as_str()) && event.is_write()
+        };
+        let audit = plane.audit().unwrap().into_iter().filter(ours);
+        audit.map(|event| event.object_ref.unwrap_or_default().resource).collect::<Vec<_>>()
+    };
+    let others = || writes().into_iter().filter(|resource| resource != "leases").count();
+    // What the last ones to join have brought about comes to its end.
+    within("rest", async {
+        let mut before = usize::MAX;
+        while before != others() {
+            before = others();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+    })
+    .await;
+    let (before, all) = (others(), writes().len());
+    let seconds = std::env::var("TANDEM_REST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(15);
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let leases = writes().len() - all;
+    println!("writes in {seconds} s at rest, with {} hosts: {leases}, to the lease", site.machines.len());
+    assert_eq!(others(), before, "something else than the lease was written");
+    assert!(leases as u64 >= seconds / 2, "the lease was renewed {leases} times in {seconds} s");
+}

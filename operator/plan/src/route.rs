@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use tandem_crds::{Standby, WorkloadSpec, WorkloadState, WorkloadStatus};
+use tandem_crds::{DeploymentRef, Standby, WorkloadSpec, WorkloadState, WorkloadStatus};
 
 use crate::output::{Replica, Route};
 use crate::parse::{Host, Presence, Wanted, World};
@@ -13,19 +13,24 @@ use crate::place::SUSPECTED;
 /// this bridges a restart of the operator, which hears from its hosts one after the other.
 const OUTLIVES_SILENCE: SignedDuration = SignedDuration::from_secs(10);
 
-pub(crate) fn routes(world: &World) -> Vec<Route> {
-    let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
-    for (index, wanted) in world.deployments.iter().enumerate() {
-        owners.entry(&wanted.spec.model.name).or_insert(index);
+/// Whose a model's bare name is: the oldest deployment's that has it.
+pub(crate) fn owners<'a>(world: &'a World<'_>) -> BTreeMap<&'a str, &'a DeploymentRef> {
+    let mut owners = BTreeMap::new();
+    for wanted in &world.deployments {
+        owners.entry(wanted.spec.model.name.as_str()).or_insert(&wanted.key);
     }
+    owners
+}
+
+pub(crate) fn routes(world: &World) -> Vec<Route> {
+    let owners = owners(world);
     let mut routes: Vec<Route> = world
         .deployments
         .iter()
-        .enumerate()
-        .map(|(index, wanted)| Route {
+        .map(|wanted| Route {
             model: wanted.spec.model.name.clone(),
             deployment: wanted.key.clone(),
-            owns_short_name: owners.get(wanted.spec.model.name.as_str()) == Some(&index),
+            owns_short_name: owners.get(wanted.spec.model.name.as_str()) == Some(&&wanted.key),
             replicas: replicas(world, wanted),
             sampling: wanted.spec.sampling.clone(),
             context_tokens: wanted.spec.context.tokens,

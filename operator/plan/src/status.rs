@@ -15,6 +15,7 @@ use tandem_crds::{
 use crate::input::{Model, Observation};
 use crate::parse::{Copy, Presence, Wanted, World};
 use crate::place::{Decision, SUSPECTED, Spread, copies};
+use crate::route::owners;
 use crate::survive::survivors;
 
 /// A copy on a host that is silent for less than this is presumed to be as it was: a new leader has not heard from
@@ -40,8 +41,11 @@ pub(crate) fn statuses(
     decisions: &[Decision],
     observation: &Observation,
 ) -> BTreeMap<DeploymentRef, InferenceDeploymentStatus> {
+    let owners = owners(world);
     let told = world.deployments.iter().zip(decisions).map(|(wanted, decision)| {
-        let view = View::of(world, wanted, decision);
+        let mut view = View::of(world, wanted, decision);
+        view.named_before =
+            owners.get(wanted.spec.model.name.as_str()).copied().filter(|owner| **owner != wanted.key);
         (wanted.key.clone(), view.status(observation.endpoint.clone()))
     });
     told.collect()
@@ -64,6 +68,8 @@ struct View<'a> {
     remaining: u32,
     /// What answers then, and how soon.
     cover: String,
+    /// An older deployment that has the model's short name.
+    named_before: Option<&'a DeploymentRef>,
 }
 
 impl<'a> View<'a> {
@@ -113,6 +119,7 @@ impl<'a> View<'a> {
             perhaps,
             remaining,
             cover,
+            named_before: None,
         }
     }
 
@@ -187,7 +194,7 @@ impl<'a> View<'a> {
         if self.ready > 0 {
             return yes(
                 "Serving",
-                format!("{} serve", copies(self.ready)).replace("copy serve", "copy serves"),
+                format!("{} serve{}", copies(self.ready), self.name()).replace("copy serve", "copy serves"),
             );
         }
         if self.perhaps > 0 {
@@ -196,6 +203,16 @@ impl<'a> View<'a> {
             return (ConditionStatus::Unknown, "HostsSilent", message);
         }
         self.trouble()
+    }
+
+    /// By which name clients reach it, when the model's own is another's.
+    fn name(&self) -> String {
+        let Some(owner) = self.named_before else { return String::new() };
+        let (namespace, model) = (&self.wanted.key.namespace, &self.wanted.spec.model.name);
+        format!(
+            "; clients ask for {namespace}/{model}, as {model} is {}/{}, which is older",
+            owner.namespace, owner.name
+        )
     }
 
     /// Why nothing serves, or not enough: the first cause that applies.

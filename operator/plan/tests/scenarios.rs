@@ -100,6 +100,30 @@ fn a_host_that_is_about_to_go_is_emptied_like_a_drained_one_and_taken_again_when
 }
 
 #[test]
+fn two_that_claim_one_name_are_told_apart_and_the_younger_says_so() {
+    let mut fleet = Fleet::new();
+    ["a", "b"].iter().for_each(|host| fleet.join(host, 8));
+    let mut named = spec(1, 0);
+    named.model.name = "kimi".to_owned();
+    fleet.apply("first", named.clone(), 4);
+    fleet.apply("second", named, 4);
+    fleet.settle();
+    let routes = fleet.plan().routes;
+    let owns: Vec<_> =
+        routes.iter().map(|route| (route.deployment.name.as_str(), route.owns_short_name)).collect();
+    assert_eq!(owns, [("first", true), ("second", false)]);
+    let told = |fleet: &mut Fleet, name: &str| {
+        let status = fleet.deployment(name).status.clone().unwrap();
+        status.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap().message.clone()
+    };
+    assert_eq!(told(&mut fleet, "first"), "1 copy serves");
+    assert_eq!(
+        told(&mut fleet, "second"),
+        "1 copy serves; clients ask for llm/kimi, as kimi is llm/first, which is older"
+    );
+}
+
+#[test]
 fn another_quant_rolls_in() {
     let mut story = Story::new();
     story.then("hosts a and b join, one copy's room each", |fleet| {

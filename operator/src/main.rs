@@ -97,15 +97,11 @@ fn main() -> ExitCode {
     }
     tandem_pki::install_tls_provider();
 
-    let data_dir = match (run.data_dir, run.store.is_kubernetes()) {
-        (Some(dir), _) => dir,
-        (None, true) => PathBuf::new(),
-        (None, false) => {
-            return fail(&anyhow::anyhow!(
-                "give --data-dir: the store, or the first admin's credentials, lie there"
-            ));
-        }
-    };
+    if run.data_dir.is_none() && !run.store.is_kubernetes() {
+        return fail(&anyhow::anyhow!(
+            "give --data-dir: the store, or the first admin's credentials, lie there"
+        ));
+    }
     let service_accounts = run.store.service_accounts();
     let store = match run.store.settings() {
         Ok(store) => store,
@@ -114,7 +110,7 @@ fn main() -> ExitCode {
     let mut mirrors = run.mirrors;
     mirrors.extend(run.hf_endpoint.map(|url| format!("hf://={}/", url.trim_end_matches('/'))));
     let settings = Settings {
-        data_dir,
+        data_dir: run.data_dir,
         service_accounts,
         store,
         name: run.name,

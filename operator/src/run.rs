@@ -79,8 +79,8 @@ impl Operator {
 /// When the data folder, the store or the port can't be had; each says what to do.
 pub async fn start(settings: Settings) -> Result<Operator> {
     let sources = Sources::new(&settings.sources)?;
-    if !matches!(settings.store, StoreSettings::Kubernetes(_)) {
-        make_private(&settings.data_dir)?;
+    if let Some(dir) = &settings.data_dir {
+        make_private(dir)?;
     }
     let clock = Arc::new(SystemClock);
     let store = open_store(&settings, clock.clone()).await?;
@@ -95,15 +95,13 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     let credentials = authority
         .credentials(&Identity::Operator, &settings.advertise, now, OPERATOR_LIFETIME)
         .context("the operator's own certificate can't be made: check --advertise")?;
-    match store.platform() {
-        Some(platform) => {
-            platform
-                .publish_trust(authority.certificate_pem())
-                .await
-                .context("the authority can't be published")?;
-            admin::publish(platform, &authority, &url, now).await?;
-        }
-        None => admin::prepare(&settings.data_dir.join("admin"), &authority, &url, now)?,
+    if let Some(platform) = store.platform() {
+        let published = platform.publish_trust(authority.certificate_pem()).await;
+        published.context("the authority can't be published")?;
+        admin::publish(platform, &authority, &url, now).await?;
+    }
+    if let Some(dir) = &settings.data_dir {
+        admin::prepare(&dir.join("admin"), &authority, &url, now)?;
     }
 
     let own = Own::new(
@@ -135,7 +133,8 @@ pub async fn start(settings: Settings) -> Result<Operator> {
 async fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>> {
     Ok(match &settings.store {
         StoreSettings::Embedded => {
-            Arc::new(EmbeddedStore::open(&settings.data_dir.join("store.redb"), clock).await?)
+            let dir = settings.data_dir.as_ref().context("an embedded store wants a data folder")?;
+            Arc::new(EmbeddedStore::open(&dir.join("store.redb"), clock).await?)
         }
         StoreSettings::Etcd(options) => Arc::new(EtcdStore::connect(options.clone(), clock).await?),
         StoreSettings::Kubernetes(options) => {

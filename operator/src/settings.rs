@@ -11,8 +11,9 @@ use crate::pods::ServiceAccounts;
 /// Where an operator keeps its data and where it answers.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Folder of an embedded store and of the first admin's credentials; nothing is written there in Kubernetes.
-    pub data_dir: PathBuf,
+    /// Folder of an embedded store and of the first admin's credentials. In Kubernetes these are published as a Secret; with a
+    /// folder they are there, too.
+    pub data_dir: Option<PathBuf>,
     /// Where the truth lives.
     pub store: StoreSettings,
     /// What this operator is called among others; none: `operator`. Every start adds letters of its own.

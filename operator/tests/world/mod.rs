@@ -202,7 +202,7 @@ impl World {
 
 pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
     Settings {
-        data_dir: dir.join("operator"),
+        data_dir: Some(dir.join("operator")),
         store: StoreSettings::Embedded,
         name: None,
         peer_url: None,

@@ -133,7 +133,7 @@ impl Session {
                                 task.await.unwrap_or_default();
                             }
                         }
-                        Some(Down::Trust(_)) | None => {
+                        None => {
                             tracing::warn!("the operator asks for something that this release does not know");
                         }
                     }

@@ -19,7 +19,7 @@ pub(super) fn publish(
             return false;
         }
         *version += 1;
-        *known = Arc::new(RouteTable { version: *version, models, revoked, ..RouteTable::default() });
+        *known = Arc::new(RouteTable { version: *version, models, revoked });
         true
     });
 }

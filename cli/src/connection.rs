@@ -175,7 +175,8 @@ fn unreachable(operator: &str, cause: &str) -> anyhow::Error {
              DATA-DIR/admin ({cause})"
         );
     }
-    if cause.contains("connection closed") {
+    // Which of them it is depends on what comes first: the server's close, or our next write.
+    if ["connection closed", "broken pipe", "connection reset"].iter().any(|word| cause.contains(word)) {
         return anyhow!(
             "the operator at {operator} closed the connection: it is being shut down, or it doesn't know these \
              credentials; use those that it wrote to DATA-DIR/admin ({cause})"

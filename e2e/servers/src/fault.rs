@@ -136,6 +136,8 @@ impl Inner {
 async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let uri = parts.uri.path_and_query().map_or("/", |uri| uri.as_str()).to_owned();
+    // Read whole first: who is held is held with all that it said.
+    let Ok(bytes) = axum::body::to_bytes(body, LARGEST).await else { return status(413, 0) };
     match inner.fault(parts.method.as_str(), &uri) {
         Some(Fault::Refuse(code, seconds)) => return status(code, seconds),
         Some(Fault::Gone) => {
@@ -155,7 +157,6 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         None => {}
     }
     let cut = inner.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let Ok(bytes) = axum::body::to_bytes(body, LARGEST).await else { return status(413, 0) };
     let mut onward = http::Request::new(kube::client::Body::from(bytes.to_vec()));
     *onward.method_mut() = parts.method;
     *onward.uri_mut() = uri.parse().unwrap_or_default();

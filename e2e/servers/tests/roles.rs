@@ -9,7 +9,7 @@ use tandem_servers::{ControlPlane, Options, Tool, Tools, User};
 
 const OPERATOR: &str = "--as=system:serviceaccount:tandem-system:tandem-operator";
 
-fn rendered(dir: &Path) -> String {
+fn rendered(dir: &Path, values: &[&str]) -> String {
     let helm = Tools::find().unwrap().program(Tool::Helm, "helm").unwrap();
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/tandem");
     let mut command = Command::new(helm);
@@ -19,6 +19,9 @@ fn rendered(dir: &Path) -> String {
         "--set",
         "crds.enabled=false",
     ]);
+    for value in values {
+        command.args(["--set", value]);
+    }
     for part in ["admission", "roles", "operator-rbac"] {
         command.args(["--show-only", &format!("templates/{part}.yaml")]);
     }
@@ -38,13 +41,38 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
+async fn an_operator_of_some_namespaces_tells_of_hosts_and_reads_nothing_elsewhere() {
+    let plane = ControlPlane::start().await.unwrap();
+    for namespace in ["tandem-system", "tandem-agents", "llm"] {
+        plane.kubectl(&["create", "namespace", namespace]).unwrap();
+    }
+    plane.kubectl(&["apply", "-f", &rendered(plane.dir(), &["watchNamespaces={llm}"])]).unwrap();
+    let may = |verb: &str, resource: &str, namespace: &str| {
+        let mut ask = plane.kubectl_command(User::ADMIN).unwrap();
+        ask.args(["auth", "can-i", verb, resource, "-n", namespace, OPERATOR]);
+        ask.output().unwrap().status.success()
+    };
+    // Events of what has no namespace are in `default`.
+    for verb in ["list", "create", "update", "delete"] {
+        for namespace in ["default", "llm"] {
+            assert!(may(verb, "events", namespace), "{verb} events in {namespace}");
+        }
+    }
+    assert!(may("get", "secrets", "llm"));
+    for resource in ["secrets", "inferencedeployments.inference.tandem.dev"] {
+        assert!(!may("get", resource, "default"), "{resource}");
+    }
+    assert!(!may("create", "events", "kube-system"));
+}
+
+#[tokio::test]
 async fn people_see_edit_and_scale_by_role_and_nobody_writes_what_is_the_operators() {
     let options = Options { controller_manager: true, ..Options::default() };
     let plane = ControlPlane::start_with(options).await.unwrap();
     for namespace in ["tandem-system", "tandem-agents", "llm"] {
         plane.kubectl(&["create", "namespace", namespace]).unwrap();
     }
-    plane.kubectl(&["apply", "-f", &rendered(plane.dir())]).unwrap();
+    plane.kubectl(&["apply", "-f", &rendered(plane.dir(), &[])]).unwrap();
     let (viewer, editor) = (User { name: "viewer", groups: &[] }, User { name: "editor", groups: &[] });
     for (user, role) in [(viewer, "view"), (editor, "edit")] {
         let name = format!("--user={}", user.name);

@@ -65,6 +65,8 @@ async fn what_is_for_flux_and_argo_is_rendered() {
         "kind: Application",
         "resource.customizations.health.inference.tandem.dev_InferenceDeployment",
         "Progressing",
+        // What CreateNamespace makes keeps the standard that the release's pods keep.
+        "pod-security.kubernetes.io/enforce: restricted",
     ] {
         assert!(rendered.contains(part), "{part} is not in\n{rendered}");
     }

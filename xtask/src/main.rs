@@ -5,6 +5,7 @@ mod cache;
 mod crds;
 mod demo;
 mod e2e;
+mod manifests;
 mod programs;
 mod sdk;
 mod steps;
@@ -39,6 +40,8 @@ enum Task {
     Tools(tools::Options),
     /// Install the chart on a real cluster of two nodes, in namespaces of this machine, and kill a node in mid-stream.
     E2e(e2e::Options),
+    /// Write the chart as plain YAML into charts/plain, and as a base for kustomize into charts/kustomize.
+    Manifests,
     /// Write the CustomResourceDefinitions in crds/ from the Rust types.
     Crds,
 }
@@ -64,6 +67,7 @@ fn run(task: &Task) -> Result<()> {
         }),
         Task::Tools(options) => tools::build(options),
         Task::E2e(options) => e2e::run(options),
+        Task::Manifests => manifests::write(),
         Task::Crds => crds::write(),
     }
 }

@@ -8,6 +8,7 @@ mod control_plane;
 mod etcd;
 mod fault;
 mod image;
+pub mod manifests;
 mod node;
 mod pki;
 mod port;

@@ -12,6 +12,10 @@ use crate::steps::{self, Outcome};
 
 use self::cluster::Cluster;
 
+/// What clusters are made of.
+const TOOLS: [Tool; 7] =
+    [Tool::Kubernetes, Tool::Etcd, Tool::Containerd, Tool::Runc, Tool::Cni, Tool::CoreDns, Tool::Helm];
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// What is to be shown; without it, everything in this order.
@@ -38,10 +42,12 @@ pub(crate) fn step(scenarios: &[String], keep: bool) -> Result<Outcome> {
         return Ok(Outcome::Skipped(lacks));
     }
     let tools = Tools::find()?;
-    for tool in
-        [Tool::Kubernetes, Tool::Etcd, Tool::Containerd, Tool::Runc, Tool::Cni, Tool::CoreDns, Tool::Helm]
-    {
-        tool.check_system()?;
+    for tool in TOOLS {
+        if let Some(lacks) = tools.lacks(tool)? {
+            return Ok(Outcome::Skipped(lacks));
+        }
+    }
+    for tool in TOOLS {
         tools.dir(tool)?;
     }
     let mut arguments = vec!["e2e".to_owned()];

@@ -2,14 +2,19 @@
 //!
 //! The kernel cleans up: when the first process of the site ends, everything in it ends, with its networks and its mounts.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 
 /// Set in the environment of what runs inside.
 const INSIDE: &str = "TANDEM_SITE";
+/// Of the names of sites.
+const PREFIX: &str = "tandem-site-";
+/// In a site's folder, locked by its owner.
+const HELD: &str = "held";
 /// Controllers of cgroup v1 that nodes get a folder in.
 pub(crate) const CONTROLLERS: [&str; 9] =
     ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd"];
@@ -25,8 +30,10 @@ pub fn lacks() -> Option<String> {
     }
     let programs = [
         ("ip", "iproute2"),
+        ("bridge", "iproute2"),
         ("nft", "nftables"),
         ("conntrack", "conntrack"),
+        ("setpriv", "util-linux"),
         ("unshare", "util-linux"),
         ("nsenter", "util-linux"),
         ("mount", "mount"),
@@ -52,54 +59,102 @@ pub fn inside() -> Option<String> {
     std::env::var(INSIDE).ok()
 }
 
-/// Runs this very program again, with these arguments, inside of a new site, and removes what the kernel leaves.
+/// Runs this very program again, with these arguments, inside of a new site, and removes what the kernel leaves: of this site, and of
+/// those whose owners were killed before they could.
 ///
 /// # Errors
 /// When namespaces can't be made.
 pub fn run_inside(arguments: &[String]) -> Result<ExitStatus> {
-    let name = format!("tandem-{}", std::process::id());
-    let _groups = Groups::create(&name)?;
+    let site = Site::create()?;
     let program = std::env::current_exe().context("this program's own path is unknown")?;
     // Built anew since it was started, as by `cargo build`: what is there now is meant.
     let program = program.display().to_string();
     let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
-    let status = Command::new("unshare")
+    // However this process ends, the kernel ends `unshare` with it, and with that the site's first process.
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "unshare"])
         .args(["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc", "--"])
         .arg(program)
         .args(arguments)
-        .env(INSIDE, &name)
+        .env(INSIDE, &site.name)
+        .env("TMPDIR", &site.dir)
         .status()
-        .context("unshare can't be started")?;
+        .context("setpriv can't be started")?;
     Ok(status)
 }
 
-/// Folders of cgroups: the one thing that no namespace takes along.
-struct Groups(Vec<PathBuf>);
+/// What no namespace takes along: folders of cgroups, and one for temporary files.
+struct Site {
+    /// Of its folder and of its cgroups.
+    name: String,
+    dir: PathBuf,
+    /// The kernel lets it go with the process that holds it, however that ends: what nobody holds is a leftover.
+    _held: Flock<File>,
+}
 
-impl Groups {
-    fn create(site: &str) -> Result<Self> {
-        let mut groups = Self(Vec::new());
-        for controller in CONTROLLERS {
-            let dir = group(controller, site);
-            fs::create_dir(&dir).with_context(|| format!("{} can't be made", dir.display()))?;
-            groups.0.push(dir);
+impl Site {
+    fn create() -> Result<Self> {
+        let temporary = std::env::temp_dir();
+        // A folder that is made and not held yet would look like a leftover.
+        let _alone = hold(&temporary.join("tandem-sites.lock"), FlockArg::LockExclusive)?;
+        for name in remove_leftovers(&temporary)? {
+            eprintln!("   {name}, which a killed run had left, is removed");
         }
-        Ok(groups)
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir().context("no temporary folder")?;
+        let held = hold(&dir.path().join(HELD), FlockArg::LockExclusive)?;
+        let name = dir.path().file_name().context("a folder has a name")?.display().to_string();
+        let site = Self { name, dir: dir.keep(), _held: held };
+        for controller in CONTROLLERS {
+            let group = group(controller, &site.name);
+            fs::create_dir(&group).with_context(|| format!("{} can't be made", group.display()))?;
+        }
+        Ok(site)
     }
 }
 
-impl Drop for Groups {
+impl Drop for Site {
     fn drop(&mut self) {
-        for dir in &self.0 {
-            // A group can be removed once its last process is reaped, which the kernel may still be about.
-            for _ in 0..100 {
-                remove(dir);
-                if !dir.exists() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
+        remove_site(&self.dir, &self.name);
+    }
+}
+
+fn hold(path: &Path, how: FlockArg) -> Result<Flock<File>> {
+    let file = File::create(path).with_context(|| format!("{} can't be made", path.display()))?;
+    let held = Flock::lock(file, how).map_err(|(_, error)| error);
+    held.with_context(|| format!("{} is held by somebody", path.display()))
+}
+
+/// Removes sites whose owners are gone; their names.
+fn remove_leftovers(temporary: &Path) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(temporary).context("temporary files can't be listed")? {
+        let entry = entry.context("temporary files can't be listed")?;
+        let name = entry.file_name().display().to_string();
+        if name.starts_with(PREFIX)
+            && entry.path().is_dir()
+            && let Ok(_held) = hold(&entry.path().join(HELD), FlockArg::LockExclusiveNonblock)
+        {
+            remove_site(&entry.path(), &name);
+            removed.push(name);
         }
+    }
+    Ok(removed)
+}
+
+fn remove_site(dir: &Path, name: &str) {
+    for controller in CONTROLLERS {
+        let group = group(controller, name);
+        // A group can be removed once its last process is reaped, which the kernel may still be about.
+        for _ in 0..100 {
+            remove(&group);
+            if !group.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+    if let Err(error) = fs::remove_dir_all(dir) {
+        eprintln!("   {} can't be removed ({error}): remove it by hand", dir.display());
     }
 }
 
@@ -129,4 +184,30 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_holds_is_removed_and_nothing_else() {
+        let temporary = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let dir = temporary.path().join(name);
+            fs::create_dir_all(dir.join("tandem-etcd-x")).unwrap();
+            fs::write(dir.join("tandem-etcd-x/log"), "").unwrap();
+            dir
+        };
+        let dead = make("tandem-site-dead");
+        let living = make("tandem-site-living");
+        let other = make("tandem-kubernetes-x");
+        let held = hold(&living.join(HELD), FlockArg::LockExclusive).unwrap();
+        assert_eq!(remove_leftovers(temporary.path()).unwrap(), ["tandem-site-dead"]);
+        assert!(!dead.exists() && living.exists() && other.exists());
+        drop(held);
+        assert_eq!(remove_leftovers(temporary.path()).unwrap(), ["tandem-site-living"]);
+        assert!(!living.exists() && other.exists());
+    }
 }

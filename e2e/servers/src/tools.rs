@@ -236,6 +236,23 @@ impl Tools {
         Ok(self.cache.join(format!("{}-{}", tool.module(self.minor), digest(&module, tool)?)))
     }
 
+    /// What this machine lacks to build a tool, or to run it if it is built already; nothing: it can be had.
+    ///
+    /// # Errors
+    /// When its module can't be read.
+    pub fn lacks(&self, tool: Tool) -> Result<Option<String>> {
+        let dir = self.place(tool)?;
+        if !dir.is_dir() {
+            return Ok(tool.check_system().err().map(|error| format!("{error:#}")));
+        }
+        // The one that is linked with a library of the system's.
+        let runs = || {
+            Command::new(dir.join("runc")).arg("--version").output().is_ok_and(|said| said.status.success())
+        };
+        let lacking = tool == Tool::Runc && !runs();
+        Ok(lacking.then(|| "runc doesn't run here: it wants libseccomp, install libseccomp2".to_owned()))
+    }
+
     /// The folder with a tool's programs, built first if it isn't there.
     ///
     /// # Errors

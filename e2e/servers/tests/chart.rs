@@ -134,6 +134,15 @@ fn misspelt_and_impossible_values_are_refused_by_name() {
 }
 
 #[test]
+fn an_agent_has_limits_in_every_pool() {
+    let text = String::from_utf8(render(&["agents.pools[0].name=a"]).stdout).unwrap();
+    let agents = pods(&text).into_iter().find(|(object, _)| object["kind"] == "DaemonSet").unwrap().1;
+    let containers = agents["containers"].as_array().unwrap();
+    let agent = containers.iter().find(|container| container["name"] == "agent").unwrap();
+    keeps_the_checks("DaemonSet", agent);
+}
+
+#[test]
 fn what_is_set_reaches_programs_as_it_is_set() {
     // Each would end, or become something else than text, if it were put into YAML as it is.
     let values = tempfile::NamedTempFile::new().unwrap();
@@ -250,7 +259,9 @@ fn every_container_keeps_kube_linters_default_checks_but_for_named_exceptions() 
         }
         if kind == "Deployment" {
             assert!(object["spec"]["replicas"].as_u64() >= Some(2), "{}", object["metadata"]["name"]);
-            assert!(pod["topologySpreadConstraints"].is_array());
+            let spread = &pod["topologySpreadConstraints"][0];
+            assert_eq!(spread["topologyKey"], "kubernetes.io/hostname");
+            assert_eq!(spread["matchLabelKeys"][0], "pod-template-hash");
         }
         for container in pod["containers"].as_array().unwrap() {
             keeps_the_checks(kind, container);

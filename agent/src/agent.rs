@@ -66,6 +66,8 @@ pub(crate) enum Event {
     RunnerGone,
     /// No operator speaks to this host any more.
     SessionEnded,
+    /// This host's former certificates are worth nothing, nor are those of what it runs.
+    Rejoined,
     Fetched {
         id: String,
         number: u64,
@@ -121,7 +123,7 @@ async fn start(args: RunArgs) -> Result<()> {
         env!("CARGO_PKG_VERSION"), home.runner().join("runner.pid").display()
     );
     let ledger = read_ledger(&home.ledger())?;
-    let credentials = member(&settings, &home.identity()).await?;
+    let (credentials, joined) = member(&settings, &home.identity()).await?;
     let operators = Arc::new(Operators::new(settings.operators.clone(), credentials));
     let mut machine = Machine::new(home.root().to_owned(), settings.memory_limit)?;
     let facts = machine.measure(&[]);
@@ -215,6 +217,9 @@ async fn start(args: RunArgs) -> Result<()> {
         events,
     };
     agent.read_spec();
+    if joined {
+        agent.rejoined();
+    }
     let _session = AbortOnDropHandle::new(tokio::spawn(session.run()));
     let _figures = port.map(|port| AbortOnDropHandle::new(tokio::spawn(port.serve())));
     let _supervisor = AbortOnDropHandle::new(tokio::spawn(supervisor.run()));
@@ -365,6 +370,7 @@ impl Agent {
             Event::Children(children) => self.children(children).await,
             Event::RunnerGone => self.runner_gone(),
             Event::SessionEnded => self.confirm(false),
+            Event::Rejoined => self.rejoined(),
             Event::Fetched { id, number, result } => self.fetched(&id, number, result),
             Event::Verified { id, number, wrong } => self.verified(&id, number, wrong),
             Event::Stocked(stock) => self.stocked(*stock),

@@ -6,21 +6,27 @@ use std::time::{Duration, SystemTime};
 
 use backon::{ExponentialBuilder, Retryable};
 use tandem_control_api::agents_client::AgentsClient;
-use tandem_control_api::{CertifyRequest, Role};
+use tandem_control_api::{CertifyRequest, Role, Trust};
 use tandem_pki::{
-    AuthorityError, Credentials, CredentialsError, EnrollError, Enrollment, Identity, KeyAndRequest, join,
+    AuthorityError, Credentials, CredentialsError, EnrollError, Enrollment, Identity, KeyAndRequest, Proof,
+    join,
 };
 use thiserror::Error;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::home;
+use crate::session::chain;
 use crate::settings::Settings;
 
 /// Bound on every step: connect, and answer.
 const STEP: Duration = Duration::from_secs(10);
 /// An operator that answers nothing for twice this is gone.
 const KEEPALIVE: Duration = Duration::from_secs(3);
+
+/// Names the token that this host joined with: no secret.
+const SPENT: &str = "joined-with";
 
 /// No certificate was got.
 #[derive(Debug, Error)]
@@ -96,13 +102,26 @@ impl Operators {
         request.set_timeout(STEP);
         let refused = |status: Status| CertifyError::Refused(status.message().to_owned());
         let answer = AgentsClient::new(channel).certify(request).await.map_err(refused)?.into_inner();
-        let credentials = Credentials {
-            certificate_pem: answer.certificate_pem,
-            key_pem: own.key_pem,
-            ca_pem: answer.ca_pem,
-        };
+        let credentials = Credentials::new(answer.certificate_pem, own.key_pem, answer.ca_pem);
+        let credentials = credentials.trusting("", self.credentials().revoked);
         credentials.save(dir)?;
         Ok(credentials)
+    }
+
+    /// This host has joined again: its former certificates are worth nothing.
+    pub(crate) fn rejoined(&self, fresh: Credentials) {
+        self.credentials.send_replace(fresh);
+    }
+
+    /// Takes the operator's word on whom to trust: at once for new connections of this agent and to it. Says whether it was news.
+    pub(crate) fn trust(&self, trust: Trust) -> Option<Credentials> {
+        let changed = self.credentials.send_if_modified(|own| {
+            let newer = own.trusting(&trust.ca_pem, trust.revoked);
+            let changed = *own != newer;
+            *own = newer;
+            changed
+        });
+        changed.then(|| self.credentials())
     }
 
     /// Renews this host's own certificate when a third of its life has passed. Says whether it did.
@@ -112,50 +131,100 @@ impl Operators {
         }
         let addresses = vec![settings.address.clone()];
         let renewed = self.certify(Role::Host, settings.name.as_str(), addresses, dir).await?;
-        self.credentials.send_replace(renewed);
+        self.credentials.send_modify(|own| *own = renewed.trusting("", std::mem::take(&mut own.revoked)));
         Ok(true)
     }
 }
 
-/// This host's credentials: those kept in `dir`, else those that the join token buys. An operator that can't be reached is
-/// asked again for as long as it takes.
-pub(crate) async fn member(settings: &Settings, dir: &Path) -> anyhow::Result<Credentials> {
+/// This host's credentials, and whether it has just joined: those kept in `dir`, else those that the join token buys. An operator
+/// that can't be reached is asked again for as long as it takes.
+pub(crate) async fn member(settings: &Settings, dir: &Path) -> anyhow::Result<(Credentials, bool)> {
     let own = Identity::Host(settings.name.clone());
     if Credentials::exist(dir) {
         let credentials = Credentials::load(dir)?;
         let known = credentials.identity()?;
         anyhow::ensure!(known == own, "{} holds the credentials of {known}, not of {own}", dir.display());
-        return Ok(credentials);
+        if !is_another_token(settings, dir) {
+            return Ok((credentials, false));
+        }
+        // Whoever gives a token that this host has not spent wants it to join anew, as after a revocation.
+        match join_anew(settings, dir).await {
+            Ok(fresh) => return Ok((fresh, true)),
+            Err(error) => tracing::warn!(
+                error = chain(&*error),
+                "the new join token is not used: this host goes on with the certificate that it has"
+            ),
+        }
+        return Ok((credentials, false));
     }
-    let Some(proof) = settings.proof.clone() else {
-        anyhow::bail!(
-            "this host has not joined yet: make a token with `tandem join-token --role host`, and give it"
-        );
-    };
-    let mut next = 0;
-    let attempt = || {
-        let operator = settings.operators[next % settings.operators.len()].clone();
-        next += 1;
-        let enrollment = Enrollment {
-            operator,
-            proof: proof.clone(),
-            role: Role::Host,
-            name: settings.name.to_string(),
-            addresses: vec![settings.address.clone()],
-        };
-        async move { join(&enrollment).await }
-    };
     let patience = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
         .with_max_delay(Duration::from_secs(5))
         .with_jitter()
         .without_max_times();
+    let mut next = 0;
+    let attempt = || {
+        next += 1;
+        ask(settings, next - 1)
+    };
     let credentials = attempt
         .retry(patience)
-        .when(|error| matches!(error, EnrollError::Unreachable(_) | EnrollError::Transport(_)))
+        .when(|error| {
+            let join = error.downcast_ref::<EnrollError>();
+            matches!(join, Some(EnrollError::Unreachable(_) | EnrollError::Transport(_)))
+        })
         .notify(|error, wait| tracing::warn!(%error, ?wait, "joining is tried again"))
         .await?;
+    joined(settings, dir, &credentials)?;
+    Ok((credentials, true))
+}
+
+/// Joins again with what there is for it, and keeps the credentials. Every operator is asked once.
+///
+/// # Errors
+/// When there is nothing to join with, or no operator takes it.
+pub(crate) async fn join_anew(settings: &Settings, dir: &Path) -> anyhow::Result<Credentials> {
+    let mut last = anyhow::anyhow!("there is no operator to ask");
+    for n in 0..settings.operators.len() {
+        match ask(settings, n).await {
+            Ok(credentials) => {
+                joined(settings, dir, &credentials)?;
+                return Ok(credentials);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn ask(settings: &Settings, operator: usize) -> anyhow::Result<Credentials> {
+    let Some(proof) = settings.proof.clone() else {
+        anyhow::bail!(
+            "this host has not joined yet: make a token with `tandem join-token --role host`, and give it"
+        );
+    };
+    let enrollment = Enrollment {
+        operator: settings.operators[operator % settings.operators.len()].clone(),
+        proof,
+        role: Role::Host,
+        name: settings.name.to_string(),
+        addresses: vec![settings.address.clone()],
+    };
+    Ok(join(&enrollment).await?)
+}
+
+fn joined(settings: &Settings, dir: &Path, credentials: &Credentials) -> anyhow::Result<()> {
     credentials.save(dir)?;
+    if let Some(Proof::Token(token)) = &settings.proof {
+        home::replace(&dir.join(SPENT), token.id().as_bytes())?;
+    }
     tracing::info!(name = %settings.name, "joined the cluster");
-    Ok(credentials)
+    Ok(())
+}
+
+/// Whether the token that is given is not the one that this host joined with.
+fn is_another_token(settings: &Settings, dir: &Path) -> bool {
+    let Some(Proof::Token(token)) = &settings.proof else { return false };
+    let spent = home::read(&dir.join(SPENT)).ok().flatten();
+    spent.is_some_and(|spent| spent != token.id().as_bytes())
 }

@@ -14,22 +14,24 @@ use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::models_reply::Said;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
-    AgentHello, AgentMessage, HostReport, LogsRequest, ModelsReply, ModelsRequest, Protocol,
+    AgentHello, AgentMessage, HostReport, LogsRequest, ModelsReply, ModelsRequest, Protocol, Trust,
 };
 use tandem_crds::InferenceHostSpec;
+use tandem_pki::Proof;
 use tandem_weights::Peer;
+use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::agent::Event;
 use crate::home::Home;
 use crate::logs;
 use crate::metrics::Metrics;
 use crate::models::Models;
-use crate::operator::Operators;
+use crate::operator::{Operators, join_anew};
 use crate::supply::Supply;
 
 /// How long the operator may take to answer Hello.
@@ -75,7 +77,12 @@ impl Session {
             let start = Instant::now();
             match self.converse().await {
                 Ok(()) => tracing::info!("the operator closed the session"),
-                Err(error) => tracing::warn!(error = chain(&*error), "no session with the operator"),
+                Err(error) => {
+                    tracing::warn!(error = chain(&*error), "no session with the operator");
+                    if error.is::<Revoked>() {
+                        self.join_again().await;
+                    }
+                }
             }
             self.metrics.in_session(false);
             if self.events.send(Event::SessionEnded).await.is_err() {
@@ -85,6 +92,21 @@ impl Session {
                 waits = patience.build();
             }
             sleep(waits.next().unwrap_or(INTERVALS.1)).await;
+        }
+    }
+
+    /// A pod proves by its own token who it is, as often as it has to. Anybody else waits for a person.
+    async fn join_again(&self) {
+        let settings = &self.models.settings;
+        if !matches!(settings.proof, Some(Proof::Pod(_))) {
+            return;
+        }
+        match join_anew(settings, &self.home.identity()).await {
+            Ok(fresh) => {
+                self.operators.rejoined(fresh);
+                drop(self.events.send(Event::Rejoined).await);
+            }
+            Err(error) => tracing::warn!(error = chain(&*error), "this pod can't join again yet"),
         }
     }
 
@@ -125,6 +147,7 @@ impl Session {
                         Some(Down::Logs(request)) => self.show_logs(request, &up, &mut logs),
                         Some(Down::EndLogs(ended)) => logs.retain(|(request, _), _| *request != ended),
                         Some(Down::Supply(supply)) => self.provide(supply),
+                        Some(Down::Trust(trust)) => self.trust(trust).await,
                         Some(Down::Models(request)) => self.ask_models(request, &up, &mut models).await?,
                         Some(Down::EndModels(ended)) => {
                             if let Some(task) = models.remove(&ended) {
@@ -157,6 +180,23 @@ impl Session {
             Err(error) => tracing::error!(%error, "the operator's spec can't be read and is not obeyed"),
         }
         Ok(())
+    }
+
+    /// Whom to trust, for this agent and for what runs here: workers look at their folders themselves.
+    async fn trust(&self, trust: Trust) {
+        let Some(own) = self.operators.trust(trust) else { return };
+        tracing::info!(revoked = own.revoked.len(), "the operator says whom to trust");
+        let home = self.home.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let workloads = home.workloads().into_iter().map(|id| home.workload(&id).identity());
+            let mut there = workloads.filter(|dir| dir.is_dir()).chain([home.identity()]);
+            there.try_for_each(|dir| own.save_trust(&dir))
+        });
+        match written.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(error = chain(&error), "workers can't be told whom to trust"),
+            Err(error) => tracing::error!(%error, "workers can't be told whom to trust"),
+        }
     }
 
     fn provide(&self, said: tandem_control_api::Supply) {
@@ -217,9 +257,17 @@ impl Session {
     }
 }
 
+/// What an operator says to who shows a certificate that it does not trust any more.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Revoked(String);
+
 /// What an operator says when it ends a session is all that a person needs of a status.
 fn said(status: Status) -> anyhow::Error {
-    anyhow::anyhow!("{}", status.message())
+    match status.code() {
+        Code::Unauthenticated => Revoked(status.message().to_owned()).into(),
+        _ => anyhow::anyhow!("{}", status.message()),
+    }
 }
 
 pub(crate) fn message(message: Up) -> AgentMessage {

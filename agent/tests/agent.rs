@@ -106,6 +106,19 @@ async fn without_an_operator_a_host_goes_on_and_starts_again_what_dies() {
 }
 
 #[tokio::test]
+async fn a_new_token_lets_a_host_join_again_and_its_worker_runs_on_with_a_new_certificate() {
+    let (mut cluster, _) = serving().await;
+    let pid = cluster.worker_pid();
+    cluster.kill_agent().await;
+    cluster.forget_reports();
+    cluster.new_token();
+    cluster.start_agent();
+    cluster.until_workload("ready", ready).await;
+    assert_eq!((cluster.worker_pid(), cluster.joins()), (pid, 2));
+    cluster.until("a certificate for the worker", |_| cluster.certified().len() == 2).await;
+}
+
+#[tokio::test]
 async fn a_host_that_lost_all_its_processes_serves_again_from_what_it_has() {
     let (mut cluster, _) = serving().await;
     cluster.kill_agent().await;

@@ -1,4 +1,4 @@
-//! `tandem hosts`: list, cordon, drain.
+//! `tandem hosts`: list, cordon, drain, revoke.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 use indicatif::ProgressBar;
 use serde_json::Value;
-use tandem_control_api::{CordonRequest, DrainHostRequest};
+use tandem_control_api::{CordonRequest, DrainHostRequest, RevokeRequest, Role};
 use tokio::time::timeout;
 
 use crate::connection::Connection;
@@ -43,6 +43,17 @@ pub(crate) enum Command {
         #[arg(long, default_value = "10m", value_parser = span::parse)]
         timeout: Duration,
     },
+    /// Trust no certificate of a host any more, nor of its workers and its gateway.
+    ///
+    /// Its session ends, gateways and other hosts cut their connections to it, and its copies are replaced elsewhere. A machine
+    /// joins again under the name with a token made for it; the agent's pod of a node does so by itself.
+    Revoke {
+        /// The host.
+        host: String,
+        /// It is a gateway that has joined by itself.
+        #[arg(long)]
+        gateway: bool,
+    },
 }
 
 pub(crate) async fn run(mut connection: Connection, command: &Command) -> Result<()> {
@@ -60,6 +71,7 @@ pub(crate) async fn run(mut connection: Connection, command: &Command) -> Result
         Command::Cordon { host } => cordon(connection, host, true).await,
         Command::Uncordon { host } => cordon(connection, host, false).await,
         Command::Drain { host, timeout } => drain(connection, host, *timeout).await,
+        Command::Revoke { host, gateway } => revoke(connection, host, *gateway).await,
     }
 }
 
@@ -70,6 +82,18 @@ async fn cordon(mut connection: Connection, host: &str, unschedulable: bool) -> 
         return Err(connection.explain_about(&reference, &status).await);
     }
     write(&format!("inferencehost/{host} {}\n", if unschedulable { "cordoned" } else { "uncordoned" }))
+}
+
+async fn revoke(mut connection: Connection, name: &str, gateway: bool) -> Result<()> {
+    let (role, kind) = if gateway { (Role::Gateway, "gateway") } else { (Role::Host, "host") };
+    let request = RevokeRequest { role: role.into(), name: name.to_owned() };
+    let revoked = connection.fleet.revoke(request).await.map_err(|status| connection.explain(&status))?;
+    let serials = revoked.into_inner().serials.len();
+    write(&format!(
+        "{kind}/{name} revoked: {serials} certificate{} no longer trusted\n\
+         To let a machine take the name: tandem join-token --role {kind} --name {name}\n",
+        if serials == 1 { " is" } else { "s are" }
+    ))
 }
 
 async fn drain(mut connection: Connection, host: &str, limit: Duration) -> Result<()> {

@@ -80,7 +80,7 @@ enum Command {
     Wait(wait::Options),
     /// The whole on one screen: operator, hosts, gateways, deployments, and what is wrong.
     Status,
-    /// List, cordon and drain hosts.
+    /// List, cordon, drain and revoke hosts.
     #[command(subcommand)]
     Hosts(hosts::Command),
     /// List, fetch, import, verify and prune the weights that hosts keep.

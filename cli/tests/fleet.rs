@@ -32,6 +32,19 @@ async fn hosts_are_listed_cordoned_and_taken_back() {
 }
 
 #[tokio::test]
+async fn a_revocation_says_what_it_took_and_how_to_come_back() {
+    let site = Site::start().await;
+    site.fake.put(&host("mac-a", &[]));
+    let text = site.tandem(&["hosts", "revoke", "mac-a"]).await.ok();
+    assert!(text.contains("host/mac-a revoked: 2 certificates are no longer trusted"), "{text}");
+    assert!(text.contains("tandem join-token --role host --name mac-a"), "{text}");
+    let text = site.tandem(&["hosts", "revoke", "--gateway", "edge"]).await.ok();
+    assert!(text.contains("--role gateway --name edge"), "{text}");
+    assert!(site.fake.asked().iter().any(|asked| asked == "revoke ROLE_GATEWAY edge"));
+    site.tandem(&["hosts", "revoke", "mac-z"]).await.refused(1, &["mac-z"]);
+}
+
+#[tokio::test]
 async fn a_drain_ends_when_nothing_is_left_there() {
     let site = Site::start().await;
     site.fake.put(&host("mac-a", &["tiny-0"]));

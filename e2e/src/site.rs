@@ -248,6 +248,16 @@ impl Site {
         Ok(())
     }
 
+    /// The same, with a token: the host is to join anew.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_agent_with(&mut self, index: usize, token: &str) -> Result<()> {
+        let agent = self.agent(&self.hosts[index], Some(token))?;
+        self.hosts[index].agent = Some(agent);
+        Ok(())
+    }
+
     fn agent(&self, host: &Host, token: Option<&str>) -> Result<Process> {
         let mut command = Command::new(self.programs.path("tandem-agent"));
         command.arg("run").args(["--operator", &self.operator_url(), "--name", &host.name]);

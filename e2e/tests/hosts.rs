@@ -172,3 +172,35 @@ fn every_gateway_tells_the_same_text_also_one_that_an_agent_runs() {
     let third = scene.stream(&own, |_| Ok(())).unwrap();
     scene.assert_same(&third);
 }
+
+#[test]
+fn a_host_is_revoked_in_mid_sentence_and_joins_again_with_a_new_token() {
+    let mut scene = Scene::set(3, 1).unwrap();
+    let mut revoked = None;
+    let seen = scene
+        .meanwhile(30, |site, so_far| {
+            let host = site.serving_host(0, so_far)?;
+            let said = site.tandem(&["hosts", "revoke", &site.hosts[host].name])?;
+            assert!(said.contains("no longer trusted") && said.contains("tandem join-token"), "{said}");
+            revoked = Some(host);
+            Ok(())
+        })
+        .unwrap();
+    // Its worker runs on, and is listened to no more.
+    scene.assert_same(&seen);
+    assert_eq!(seen.seams.len(), 1, "{:?}", seen.seams);
+    let (site, host) = (&mut scene.site, revoked.unwrap());
+    let name = site.hosts[host].name.clone();
+    let workers = site.hosts[host].workers();
+    assert!(!workers.is_empty(), "a worker is not killed for its host's certificate");
+    let object = format!("inferencehost/{name}");
+    site.watch(&object, Duration::from_secs(30), |host| condition(host, "Ready", "status") == "Unknown")
+        .unwrap();
+
+    site.hosts[host].kill_agent().unwrap();
+    let token = site.tandem(&["join-token", "--role", "host", "--name", &name]).unwrap();
+    site.start_agent_with(host, token.trim()).unwrap();
+    site.watch(&object, Duration::from_secs(30), |host| condition(host, "Ready", "status") == "True")
+        .unwrap();
+    site.wait_for(DEPLOYMENT, "Redundant", Duration::from_secs(60)).unwrap();
+}

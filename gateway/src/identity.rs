@@ -1,13 +1,14 @@
 //! Who this gateway is: joined once by token, and known by its certificate from then on.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::{CertifyRequest, Role};
 use tandem_pki::{
     AuthorityError, BadToken, Credentials, CredentialsError, EnrollError, Enrollment, Identity,
-    KeyAndRequest, PodFiles, Proof, join,
+    KeyAndRequest, PodFiles, Proof, join, kept_fresh,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -123,7 +124,7 @@ enum RenewalError {
 
 /// Renews the certificate at a third of its life, for ever: saves the new one in `dir`, and gives it to who makes new
 /// connections. Without an operator it tries again later; what is left of the old one, 60 days, bounds how long.
-pub async fn keep_renewed(dir: PathBuf, operators: Vec<String>, current: watch::Sender<Credentials>) {
+pub async fn keep_renewed(dir: PathBuf, operators: Vec<String>, current: Arc<watch::Sender<Credentials>>) {
     let mut ages = tokio::time::interval(LOOK_AT_AGE);
     loop {
         ages.tick().await;
@@ -133,7 +134,7 @@ pub async fn keep_renewed(dir: PathBuf, operators: Vec<String>, current: watch::
                 Ok(None) => break,
                 Ok(Some(new)) => {
                     tracing::info!("the certificate was renewed");
-                    current.send_replace(new);
+                    current.send_modify(|own| *own = new.trusting("", std::mem::take(&mut own.revoked)));
                     break;
                 }
                 Err(error) => {
@@ -142,6 +143,21 @@ pub async fn keep_renewed(dir: PathBuf, operators: Vec<String>, current: watch::
                 }
             }
         }
+    }
+}
+
+/// Takes what somebody else has put in `dir`, for ever: the agent of the host that runs this gateway, when the host has joined again.
+pub async fn adopt(dir: PathBuf, current: Arc<watch::Sender<Credentials>>) {
+    let mut kept = kept_fresh(dir, current.borrow().clone());
+    while kept.changed().await.is_ok() {
+        let newer = kept.borrow_and_update().clone();
+        current.send_if_modified(|own| {
+            let changed = own.certificate_pem != newer.certificate_pem;
+            if changed {
+                *own = newer;
+            }
+            changed
+        });
     }
 }
 
@@ -163,8 +179,8 @@ async fn renew(dir: &Path, operator: &str, old: &Credentials) -> Result<Option<C
         client.certify(request).await.map_err(|status| RenewalError::Refused(status.message().to_owned()))
     };
     let answer = timeout(CERTIFY_WITHIN, asked).await.map_err(|_| RenewalError::NoAnswer)??.into_inner();
-    let new =
-        Credentials { certificate_pem: answer.certificate_pem, key_pem: own.key_pem, ca_pem: answer.ca_pem };
+    let new = Credentials::new(answer.certificate_pem, own.key_pem, answer.ca_pem);
+    let new = new.trusting("", old.revoked.clone());
     new.save(dir)?;
     Ok(Some(new))
 }

@@ -14,7 +14,7 @@ mod table;
 
 pub use backend::Gateway;
 pub use fleet::Fleet;
-pub use identity::{IdentityError, Join, identity, keep_renewed};
+pub use identity::{IdentityError, Join, adopt, identity, keep_renewed};
 pub use routes::{Operator, RoutesFile, RoutesFileError, follow_routes};
 pub use table::{ReplicaRoute, Route, Table};
 pub use tandem_gateway_core::conduct::Policy;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use tandem_gateway::{
-    Fleet, Gateway, HealthBounds, Join, Operator, Policy, RoutesFile, Table, follow_routes, identity,
+    Fleet, Gateway, HealthBounds, Join, Operator, Policy, RoutesFile, Table, adopt, follow_routes, identity,
     keep_renewed,
 };
 use tandem_openai::{Backend, Bounds, Limits, router, serve};
@@ -116,7 +116,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let pod = files.map(|(token, ca)| PodFiles { token, ca });
     let join = Join { operators: args.operator.clone(), token, pod, name: args.name };
     let dir = args.data_dir.join("identity");
-    let credentials = watch::Sender::new(identity(&dir, &join).await?);
+    let credentials = Arc::new(watch::Sender::new(identity(&dir, &join).await?));
 
     let listener = TcpListener::bind(args.listen)
         .await
@@ -134,9 +134,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Some(url) => url,
         None => format!("http://{}", reachable(address, &args.operator[0])),
     };
-    let operator = Operator { urls: args.operator.clone(), credentials: credentials.subscribe(), advertise };
+    let operator = Operator {
+        urls: args.operator.clone(),
+        credentials: credentials.clone(),
+        identity: dir.clone(),
+        advertise,
+    };
     let mut upkeep = JoinSet::new();
     upkeep.spawn(follow_routes(operator, fleet.clone(), file));
+    upkeep.spawn(adopt(dir.clone(), credentials.clone()));
     upkeep.spawn(keep_renewed(dir, args.operator, credentials));
 
     let policy = Policy {

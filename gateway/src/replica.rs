@@ -7,7 +7,7 @@ use std::time::Duration;
 use backon::BackoffBuilder;
 use tandem_gateway_core::conduct;
 use tandem_gateway_core::health::{Bounds, Standing, Vitals};
-use tandem_pki::Credentials;
+use tandem_pki::{Credentials, dial};
 use tandem_worker_api::{AttemptId, CancelRequest, HealthReport, HealthRequest, worker_client::WorkerClient};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -194,14 +194,11 @@ impl Replica {
     }
 
     async fn connect(&self) -> Result<Client, tonic::transport::Error> {
-        let tls = self.credentials.borrow().client_tls_for(&self.route.server_name);
-        let channel = Endpoint::from_shared(format!("https://{}", self.route.address))?
-            .tls_config(tls)?
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.route.address))?
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .tcp_nodelay(true)
-            .connect()
-            .await?;
+            .connect_timeout(CONNECT_WITHIN);
+        let channel = dial(&endpoint, &self.route.server_name, self.credentials.clone()).await?;
         Ok(WorkerClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE))

@@ -100,8 +100,10 @@ impl RoutesFile {
 pub struct Operator {
     /// Operators, `https://HOST:PORT` each; any of them will do.
     pub urls: Vec<String>,
-    /// Who we are, newest.
-    pub credentials: watch::Receiver<Credentials>,
+    /// Who we are and whom we trust, newest: each table says whom not to.
+    pub credentials: Arc<watch::Sender<Credentials>>,
+    /// Where that is kept.
+    pub identity: PathBuf,
     /// Where clients reach this gateway.
     pub advertise: String,
 }
@@ -165,11 +167,32 @@ async fn listen(
             Ok(Some(table)) => {
                 *heard = true;
                 tracing::info!(version = table.version, models = table.models.len(), "a new route table");
+                trust(operator, &table).await;
                 keep(file, table.clone()).await;
                 fleet.apply(Table::parse(table));
             }
             Ok(None) => return "the operator ended the stream".to_owned(),
             Err(status) => return status.message().to_owned(),
+        }
+    }
+}
+
+/// Connections to workers whose certificates are revoked end at once.
+async fn trust(operator: &Operator, table: &RouteTable) {
+    let changed = operator.credentials.send_if_modified(|own| {
+        let newer = own.trusting(&table.ca_pem, table.revoked.iter().cloned());
+        let changed = *own != newer;
+        *own = newer;
+        changed
+    });
+    if changed {
+        let (own, dir) = (operator.credentials.borrow().clone(), operator.identity.clone());
+        match tokio::task::spawn_blocking(move || own.save_trust(&dir)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), "whom to trust is not kept for the next start")
+            }
+            Err(error) => tracing::warn!(%error, "whom to trust is not kept for the next start"),
         }
     }
 }

@@ -145,7 +145,7 @@ async fn a_certificate_past_a_third_of_its_life_is_renewed_and_kept() {
     let data = tempfile::tempdir().unwrap();
     let current = tokio::sync::watch::Sender::new(old);
     let mut changed = current.subscribe();
-    let renewing = tokio::spawn(keep_renewed(data.path().to_owned(), vec![operator.url()], current));
+    let renewing = tokio::spawn(keep_renewed(data.path().to_owned(), vec![operator.url()], current.into()));
     soon(changed.changed()).await.unwrap();
     let new = changed.borrow().clone();
     assert_eq!(new.identity().unwrap(), edge);

@@ -8,16 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tandem_pki::{ClientCertificates, Credentials, CredentialsError};
+use tandem_pki::{ClientCertificates, Credentials, CredentialsError, TlsError, incoming, kept_fresh};
 use tandem_worker_api::worker_server::{Worker as WorkerRpc, WorkerServer};
 use tandem_worker_api::{SpecError, WorkerEndpoint, WorkerExit, WorkerSpec};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::loading::{LoadError, Opened, Purpose};
 use crate::service::{Callers, service};
@@ -68,6 +67,9 @@ pub enum ReplicaError {
     /// Who it is.
     #[error("the credentials can't be used")]
     Credentials(#[from] CredentialsError),
+    /// How it shows itself.
+    #[error("the credentials can't be used")]
+    Tls(#[from] TlsError),
     /// Where it listens.
     #[error("can't listen on {address}")]
     Listen {
@@ -105,6 +107,7 @@ impl ReplicaError {
             Self::Worker(WorkerFailure::Unusable(_)) => WorkerExit::BadSpec,
             Self::Worker(WorkerFailure::Decode(_)) => WorkerExit::Crashed,
             Self::Credentials(_)
+            | Self::Tls(_)
             | Self::Listen { .. }
             | Self::EndpointFile { .. }
             | Self::Server(_)
@@ -150,7 +153,7 @@ pub fn read_spec(path: &Path) -> Result<WorkerSpec, ReplicaError> {
 pub struct Port {
     listener: TcpListener,
     address: SocketAddr,
-    credentials: Credentials,
+    credentials: watch::Receiver<Credentials>,
 }
 
 impl Port {
@@ -159,7 +162,8 @@ impl Port {
     /// # Errors
     /// When the credentials or the address can't be used.
     pub async fn open(credentials_dir: &Path, address: SocketAddr) -> Result<Self, ReplicaError> {
-        let credentials = Credentials::load(credentials_dir)?;
+        // The agent renews them, and says there whom not to trust, while this process runs.
+        let credentials = kept_fresh(credentials_dir.to_owned(), Credentials::load(credentials_dir)?);
         let listen = |source| ReplicaError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -230,15 +234,13 @@ impl Port {
         endpoint_file: &Path,
     ) -> Result<Answering, ReplicaError> {
         let (stop, stopped) = oneshot::channel::<()>();
+        let callers = incoming(self.listener, self.credentials, ClientCertificates::Required)?;
         let server = Server::builder()
-            .tls_config(self.credentials.server_tls(ClientCertificates::Required))?
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(MAX_STREAMS)
             .add_service(service)
-            .serve_with_incoming_shutdown(TcpIncoming::from(self.listener).with_nodelay(Some(true)), async {
-                drop(stopped.await)
-            });
+            .serve_with_incoming_shutdown(callers, async { drop(stopped.await) });
         let server = tokio::spawn(server);
         write_endpoint(endpoint_file, self.address)
             .map_err(|source| ReplicaError::EndpointFile { path: endpoint_file.to_owned(), source })?;

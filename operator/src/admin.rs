@@ -45,11 +45,8 @@ pub(crate) async fn publish(
         secret.values.get(key).and_then(|value| String::from_utf8(value.clone()).ok()).unwrap_or_default()
     };
     let usable = known.as_ref().is_some_and(|secret| {
-        let saved = Credentials {
-            certificate_pem: text(secret, "tls.crt"),
-            key_pem: text(secret, "tls.key"),
-            ca_pem: text(secret, "ca.crt"),
-        };
+        let saved =
+            Credentials::new(text(secret, "tls.crt"), text(secret, "tls.key"), text(secret, "ca.crt"));
         saved.ca_pem == authority.certificate_pem() && matches!(saved.wants_renewal(now), Ok(false))
     });
     let address = known.as_ref().map(|secret| text(secret, "operator"));

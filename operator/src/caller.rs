@@ -5,7 +5,7 @@ use tandem_store::StoreError;
 use tonic::{Code, Request, Status};
 
 use crate::cluster::Cluster;
-use crate::relay::ON_BEHALF_OF;
+use crate::relay::{CALLERS_SERIAL, ON_BEHALF_OF};
 
 /// A host, by its certificate.
 pub(crate) fn host<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, Status> {
@@ -34,17 +34,36 @@ pub(crate) fn admin<T>(cluster: &Cluster, request: &Request<T>) -> Result<Name, 
 /// Anybody with a certificate of the cluster.
 pub(crate) fn identity<T>(cluster: &Cluster, request: &Request<T>) -> Result<Identity, Status> {
     let mut identity = peer_identity(request)?;
-    if cluster.is_revoked(&peer_serial(request)?) {
-        tracing::warn!(%identity, from = ?request.remote_addr(), "a revoked certificate was shown");
-        return Err(Status::unauthenticated("this certificate was revoked: join again with a new token"));
-    }
+    let mut serials = vec![peer_serial(request)?];
     // Another operator has checked who called it; nobody else may speak for others.
     if let Some(caller) = request.metadata().get(ON_BEHALF_OF).filter(|_| identity == Identity::Operator) {
         let caller = caller.to_str().ok().and_then(Identity::from_uri);
         identity =
             caller.ok_or_else(|| Status::invalid_argument("it is not said for whom this operator calls"))?;
+        // It may have checked against an older list.
+        let serial = request.metadata().get(CALLERS_SERIAL).and_then(|serial| serial.to_str().ok());
+        serials.extend(serial.map(str::to_owned));
+    }
+    if serials.iter().any(|serial| cluster.is_revoked(serial)) {
+        tracing::warn!(%identity, from = ?request.remote_addr(), "a revoked certificate was shown");
+        return Err(revoked());
     }
     Ok(identity)
+}
+
+/// Serial number of the certificate of who calls, whether through another operator or not.
+pub(crate) fn serial<T>(request: &Request<T>) -> Result<String, Status> {
+    let own = peer_serial(request)?;
+    let callers = request.metadata().get(CALLERS_SERIAL).and_then(|serial| serial.to_str().ok());
+    Ok(match (peer_identity(request)?, callers) {
+        (Identity::Operator, Some(serial)) => serial.to_owned(),
+        _ => own,
+    })
+}
+
+/// What somebody with a revoked certificate is told.
+pub(crate) fn revoked() -> Status {
+    Status::unauthenticated("this certificate was revoked: join again with a new token")
 }
 
 fn wrong_role(caller: &Identity, wanted: &str) -> Status {

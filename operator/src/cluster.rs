@@ -1,7 +1,8 @@
 //! What all services and the control loop of one operator share.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -9,9 +10,11 @@ use tandem_control_api::{RouteTable, Supply};
 use tandem_pki::CertificateAuthority;
 use tandem_store::{Clock, Store, StoreError};
 use tokio::sync::{Notify, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::asked::Asked;
+use crate::caller::chain;
 use crate::lead::{Leader, Own};
 use crate::logs::LogRelay;
 use crate::membership;
@@ -21,6 +24,9 @@ use crate::pods::ServiceAccounts;
 use crate::sessions::Sessions;
 use crate::settings::Timing;
 use crate::sources::Sources;
+
+/// How long an operator may let in somebody whom another one has revoked.
+const REVOKED_WITHIN: Duration = Duration::from_secs(5);
 
 /// One operator's shared state.
 pub(crate) struct Cluster {
@@ -44,10 +50,10 @@ pub(crate) struct Cluster {
     /// Connected gateways: name → where clients reach it.
     gateways: Mutex<BTreeMap<String, (u64, String)>>,
     pub(crate) routes: watch::Sender<Arc<RouteTable>>,
-    /// Serial numbers that nobody is let in with.
-    revoked: RwLock<BTreeSet<String>>,
     /// Term while this operator leads.
     pub(crate) leading: watch::Sender<Option<u64>>,
+    /// Until when the lease is held, by the clock that counts sleep, in milliseconds. Whoever was paused finds it past.
+    pub(crate) lease_until: AtomicU64,
     /// Which operator leads.
     pub(crate) leader: watch::Sender<Leader>,
     /// Makes the control loop look again.
@@ -82,8 +88,8 @@ impl Cluster {
             supplies: watch::Sender::new(Arc::default()),
             gateways: Mutex::new(BTreeMap::new()),
             routes: watch::Sender::new(Arc::new(RouteTable::default())),
-            revoked: RwLock::default(),
             leading: watch::Sender::new(None),
+            lease_until: AtomicU64::new(0),
             leader: watch::Sender::new(Leader::Unknown),
             wake: Notify::new(),
             shutdown: CancellationToken::new(),
@@ -101,6 +107,11 @@ impl Cluster {
         SystemTime::UNIX_EPOCH + since
     }
 
+    /// Whether the lease is held at this very moment.
+    pub(crate) fn holds_the_lease(&self) -> bool {
+        self.clock.elapsed() < Duration::from_millis(self.lease_until.load(Ordering::Relaxed))
+    }
+
     /// Ready when another operator leads.
     pub(crate) fn no_longer_leads(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut leader = self.leader.subscribe();
@@ -116,14 +127,40 @@ impl Cluster {
     /// Reads the list of revoked certificates anew.
     pub(crate) async fn refresh_revoked(&self) -> Result<Vec<String>, StoreError> {
         let serials = membership::revoked(&*self.store, self.now()).await?;
-        *self.revoked.write().expect("no panic while the list is replaced") =
-            serials.iter().cloned().collect();
+        self.own.trust.send_if_modified(|own| {
+            let newer = own.trusting("", serials.iter().cloned());
+            let changed = *own != newer;
+            *own = newer;
+            changed
+        });
         Ok(serials)
+    }
+
+    /// Keeps the list fresh while another operator leads, whose control loop would.
+    pub(crate) async fn watch_revoked(&self) {
+        let mut ticks = tokio::time::interval(REVOKED_WITHIN);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.refresh_revoked().await {
+                tracing::warn!(error = chain(&error), "the list of revoked certificates can't be read");
+            }
+        }
+    }
+
+    /// Ready when the certificate of this serial number is revoked.
+    pub(crate) fn once_revoked(&self, serial: String) -> impl Future<Output = ()> + Send + use<> {
+        let mut own = self.own.trust.subscribe();
+        async move {
+            if own.wait_for(|own| own.revoked.contains(&serial)).await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 
     /// Whether a certificate of this serial number was revoked.
     pub(crate) fn is_revoked(&self, serial: &str) -> bool {
-        self.revoked.read().expect("no panic while the list is replaced").contains(serial)
+        self.own.trust.borrow().revoked.contains(serial)
     }
 
     /// A gateway is here, until the guard is dropped.

@@ -1,10 +1,12 @@
 //! Leading: one operator of a cluster holds the lease and with it a term above every term that anybody has seen.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tandem_pki::Credentials;
 use tandem_store::{Lease, StoreError};
+use tokio::sync::watch;
 
 use crate::caller::chain;
 use crate::cluster::Cluster;
@@ -84,7 +86,9 @@ impl Leadership {
         }
         match outcome {
             Ok(lease) => {
-                self.held = Some(Held { lease, sent, until: sent + ttl - ttl / MARGIN });
+                let until = sent + ttl - ttl / MARGIN;
+                self.held = Some(Held { lease, sent, until });
+                self.until(until);
                 self.leads(Leader::Here);
             }
             Err(StoreError::LeaseLost { holder, term, .. }) => {
@@ -92,6 +96,7 @@ impl Leadership {
                     tracing::warn!(holder, term, "another operator leads");
                 }
                 self.held = None;
+                self.until(Duration::ZERO);
                 if let Some(url) = url_of(&holder) {
                     self.leads(Leader::Elsewhere(url.to_owned()));
                 }
@@ -109,6 +114,11 @@ impl Leadership {
         self.cluster.leading.send_if_modified(|known| std::mem::replace(known, term) != term);
         self.cluster.metrics.leads(term);
         term
+    }
+
+    fn until(&self, until: Duration) {
+        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.cluster.lease_until.store(until, Ordering::Relaxed);
     }
 
     fn leads(&self, leader: Leader) {
@@ -140,25 +150,35 @@ impl Leadership {
                 "the lease can't be released: the next leader waits for its end"
             );
         }
+        self.until(Duration::ZERO);
         self.cluster.leading.send_replace(None);
     }
 }
 
 /// Who this operator is to others.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Own {
     /// Differs from every other process that ever wanted to lead.
     pub(crate) name: String,
     /// Where other operators reach it.
     pub(crate) url: String,
-    /// Its certificate.
-    pub(crate) credentials: Credentials,
+    /// Its certificate, and whom it trusts, newest.
+    pub(crate) trust: watch::Sender<Credentials>,
 }
 
 impl Own {
     pub(crate) fn new(name: &str, url: &str, credentials: Credentials) -> Self {
         let start = uuid::Uuid::new_v4().simple().to_string();
-        Self { name: format!("{name}-{}", &start[..8]), url: url.to_owned(), credentials }
+        Self {
+            name: format!("{name}-{}", &start[..8]),
+            url: url.to_owned(),
+            trust: watch::Sender::new(credentials),
+        }
+    }
+
+    /// Who it is and whom it trusts now.
+    pub(crate) fn credentials(&self) -> Credentials {
+        self.trust.borrow().clone()
     }
 
     /// As it stands in the lease: name and URL.

@@ -20,8 +20,11 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 const LONGEST_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How many tokens may wait to be spent.
 const MOST_TOKENS: usize = 1000;
-/// How many certificates of one member are remembered; renewed at a third of their life, three are valid at once.
+/// How many certificates of one identity may be valid at once; renewed at a third of their life, three are. What is beyond is
+/// revoked: a certificate that nobody remembers could not be.
 const MOST_CERTIFICATES: usize = 16;
+/// How many of all that one member runs.
+const MOST_IN_ALL: usize = 1024;
 
 /// Why a token buys nothing. What is wrong with a token that exists is said only to who knows its secret.
 #[derive(Debug, Error)]
@@ -41,6 +44,8 @@ pub(crate) enum JoinRefused {
         "{0} has joined already: to let another machine take this name, make a token for it with `tandem join-token --name`"
     )]
     Taken(Identity),
+    #[error("this certificate was revoked: join again with a new token")]
+    Revoked,
     #[error("there are {MOST_TOKENS} join tokens waiting: let some expire before making more")]
     TooManyTokens,
     #[error("a join token may live at most 7 days, not {0} seconds")]
@@ -61,7 +66,8 @@ struct Token {
 /// What the store knows of a member.
 #[derive(Serialize, Deserialize)]
 struct Member {
-    /// Its certificates that haven't ended: a renewal leaves the one before valid, a revocation must reach both.
+    /// Its certificates that haven't ended, and those of what it runs: a renewal leaves the one before valid, a revocation must
+    /// reach all of them.
     certificates: Vec<Certified>,
     joined: Timestamp,
     /// UID of the node or pod that it is, in Kubernetes.
@@ -70,9 +76,11 @@ struct Member {
 }
 
 /// Who comes with a certificate request.
-pub(crate) enum Binding {
-    /// The member that holds the name already, or the first to hold it.
-    Same,
+pub(crate) enum Binding<'a> {
+    /// The first to hold the name.
+    First,
+    /// The member that holds the name already, by its certificate of this serial number.
+    Holder(&'a str),
     /// Whoever proved that the name is its own: the node or pod of this UID, or the bearer of a token made for the name.
     TakenOver(Option<String>),
 }
@@ -80,6 +88,9 @@ pub(crate) enum Binding {
 #[derive(Serialize, Deserialize)]
 struct Certified {
     serial: String,
+    /// URI of the identity that it is for, if not the member's own: a worker, or the gateway of a host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    of: Option<String>,
     /// Seconds since 1970.
     not_after: i64,
 }
@@ -88,6 +99,15 @@ struct Certified {
 struct Revoked {
     /// Seconds since 1970; no need to remember it any longer.
     not_after: i64,
+}
+
+/// A certificate that was made and not handed out yet.
+pub(crate) struct Made<'a> {
+    /// Whom it is for.
+    pub(crate) identity: &'a Identity,
+    pub(crate) serial: &'a str,
+    /// Seconds since 1970.
+    pub(crate) not_after: i64,
 }
 
 /// A token that may be spent, once.
@@ -185,38 +205,103 @@ pub(crate) async fn is_member(store: &dyn Store, identity: &Identity) -> Result<
     Ok(store.record(MEMBERS, &identity.uri()).await?.is_some())
 }
 
-/// Remembers the newest certificate of a member. When another machine takes the name over, those of the one before are
-/// revoked; a renewal leaves them, since they still speak for the same machine.
+/// Whose record a caller's certificate stands in: a host's own gateway is the host's.
+pub(crate) async fn member_of(
+    store: &dyn Store,
+    caller: &Identity,
+    serial: &str,
+) -> Result<Identity, StoreError> {
+    if let Identity::Gateway(name) = caller {
+        let host = Identity::Host(name.clone());
+        let record = store.record(MEMBERS, &host.uri()).await?;
+        let member = record.as_ref().and_then(read::<Member>);
+        if member.is_some_and(|member| member.certificates.iter().any(|known| known.serial == serial)) {
+            return Ok(host);
+        }
+    }
+    Ok(caller.clone())
+}
+
+/// Remembers a certificate under the member that answers for it, before it is handed out: what is not remembered could not be
+/// revoked. When another machine takes the name over, the certificates of the one before are revoked; a renewal leaves them,
+/// since they still speak for the same machine.
+///
+/// The record's version orders this against a revocation by another operator: one of the two sees the other.
 pub(crate) async fn remember(
     store: &dyn Store,
-    identity: &Identity,
-    serial: &str,
-    not_after: i64,
-    binding: Binding,
+    member: &Identity,
+    made: &Made<'_>,
+    binding: &Binding<'_>,
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<(), JoinRefused> {
+    let of = (made.identity != member).then(|| made.identity.uri());
     loop {
-        let before = store.record(MEMBERS, &identity.uri()).await?;
-        let mut member = before.as_ref().and_then(read).unwrap_or(Member {
+        let before = store.record(MEMBERS, &member.uri()).await?;
+        let mut known = before.as_ref().and_then(read).unwrap_or(Member {
             certificates: Vec::new(),
             joined: now,
             bound: None,
         });
-        if let Binding::TakenOver(bound) = &binding {
-            // The same node comes again, as when its folder was lost: nobody else has its certificates.
-            if bound.is_none() || member.bound != *bound {
-                revoke(store, identity, &member).await?;
-                member = Member { certificates: Vec::new(), joined: now, bound: None };
+        match binding {
+            Binding::First if before.is_some() => return Err(JoinRefused::Taken(member.clone())),
+            Binding::First => {}
+            Binding::Holder(serial) if store.record(REVOKED, serial).await?.is_some() => {
+                return Err(JoinRefused::Revoked);
             }
-            member.bound.clone_from(bound);
+            Binding::Holder(_) => {}
+            // The same node comes again, as when its folder was lost: nobody else has its certificates.
+            Binding::TakenOver(bound) if bound.is_none() || known.bound != *bound => {
+                revoke(store, member, &known.certificates).await?;
+                known = Member { certificates: Vec::new(), joined: now, bound: bound.clone() };
+            }
+            Binding::TakenOver(_) => {}
         }
-        member.certificates.retain(|certified| certified.not_after > now.as_second());
-        let excess = member.certificates.len().saturating_sub(MOST_CERTIFICATES - 1);
-        member.certificates.drain(..excess);
-        member.certificates.push(Certified { serial: serial.to_owned(), not_after });
+        known.certificates.retain(|certified| certified.not_after > now.as_second());
+        let new = Certified { serial: made.serial.to_owned(), of: of.clone(), not_after: made.not_after };
+        known.certificates.push(new);
+        let dropped = beyond(&mut known.certificates, of.as_deref());
+        revoke(store, member, &dropped).await?;
         let expected = before.as_ref().map(|record| &record.version);
-        match store.put_record(MEMBERS, &identity.uri(), expected, write(&member)).await {
+        match store.put_record(MEMBERS, &member.uri(), expected, write(&known)).await {
             Ok(_) => return Ok(()),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes out the oldest that are too many, of this identity and in all.
+fn beyond(certificates: &mut Vec<Certified>, of: Option<&str>) -> Vec<Certified> {
+    let same = certificates.iter().filter(|known| known.of.as_deref() == of).count();
+    let mut of_it = same.saturating_sub(MOST_CERTIFICATES);
+    let mut in_all = certificates.len().saturating_sub(MOST_IN_ALL);
+    certificates
+        .extract_if(.., |known| {
+            let of_this = known.of.as_deref() == of && of_it > 0;
+            let taken = of_this || in_all > 0;
+            if taken {
+                of_it -= usize::from(of_this);
+                in_all = in_all.saturating_sub(1);
+            }
+            taken
+        })
+        .collect()
+}
+
+/// No certificate of this member is trusted any more, nor of what it runs. It may join again by a token made for its name. Serial
+/// numbers of what was revoked; none when nobody has joined under this identity.
+pub(crate) async fn lock_out(
+    store: &dyn Store,
+    identity: &Identity,
+) -> Result<Option<Vec<String>>, StoreError> {
+    loop {
+        let Some(record) = store.record(MEMBERS, &identity.uri()).await? else { return Ok(None) };
+        let Some(member) = read::<Member>(&record) else { return Ok(None) };
+        revoke(store, identity, &member.certificates).await?;
+        let serials = member.certificates.iter().map(|certified| certified.serial.clone()).collect();
+        let member = Member { certificates: Vec::new(), ..member };
+        match store.put_record(MEMBERS, &identity.uri(), Some(&record.version), write(&member)).await {
+            Ok(_) => return Ok(Some(serials)),
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(error),
         }
@@ -225,15 +310,26 @@ pub(crate) async fn remember(
 
 /// A member is gone for good: nobody is let in with its certificates, and its name is free.
 pub(crate) async fn forget(store: &dyn Store, identity: &Identity) -> Result<(), StoreError> {
-    let Some(record) = store.record(MEMBERS, &identity.uri()).await? else { return Ok(()) };
-    if let Some(member) = read::<Member>(&record) {
-        revoke(store, identity, &member).await?;
+    loop {
+        let Some(record) = store.record(MEMBERS, &identity.uri()).await? else { return Ok(()) };
+        if let Some(member) = read::<Member>(&record) {
+            revoke(store, identity, &member.certificates).await?;
+        }
+        // One that renews right now must not be left with a certificate.
+        match store.delete_record(MEMBERS, &record.key, &record.version).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
     }
-    remove(store, MEMBERS, &record).await
 }
 
-async fn revoke(store: &dyn Store, identity: &Identity, member: &Member) -> Result<(), StoreError> {
-    for certified in &member.certificates {
+async fn revoke(
+    store: &dyn Store,
+    identity: &Identity,
+    certificates: &[Certified],
+) -> Result<(), StoreError> {
+    for certified in certificates {
         let row = write(&Revoked { not_after: certified.not_after });
         match store.put_record(REVOKED, &certified.serial, None, row).await {
             Ok(_) => tracing::info!(%identity, serial = certified.serial, "revoked a certificate"),
@@ -261,5 +357,27 @@ async fn remove(store: &dyn Store, collection: &str, record: &Record) -> Result<
     match store.delete_record(collection, &record.key, &record.version).await {
         Err(error) if !error.is_conflict() => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beyond_the_bound_is_the_oldest_of_the_same_identity() {
+        let certified = |serial: usize, of: Option<&str>| Certified {
+            serial: serial.to_string(),
+            of: of.map(str::to_owned),
+            not_after: 0,
+        };
+        let mut all: Vec<_> = (0..=MOST_CERTIFICATES).map(|n| certified(n, None)).collect();
+        all.insert(0, certified(99, Some("tandem://worker/a/b")));
+        let serials = |all: &[Certified]| all.iter().map(|one| one.serial.clone()).collect::<Vec<_>>();
+        assert_eq!(serials(&beyond(&mut all, None)), ["0"]);
+        assert_eq!(all.len(), MOST_CERTIFICATES + 1);
+        assert!(beyond(&mut all, None).is_empty());
+        let mut many: Vec<_> = (0..MOST_IN_ALL + 2).map(|n| certified(n, Some(&n.to_string()))).collect();
+        assert_eq!(serials(&beyond(&mut many, Some("new"))), ["0", "1"]);
     }
 }

@@ -53,6 +53,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         () = wake_on_changes(&cluster, Kind::InferenceDeployment) => {}
         () = wake_on_changes(&cluster, Kind::InferenceHost) => {}
         () = pay_attention(&cluster) => {}
+        () = cluster.watch_revoked() => {}
         () = wake_with_the_platform(&cluster) => {}
         () = control.passes() => {}
     }
@@ -194,7 +195,13 @@ impl Control {
             apply::refused(&cluster, &observed, &findings, &mut self.said).await?;
             return Ok(due);
         }
-        routes::publish(&cluster.routes, &mut self.version, &plan.routes, revoked);
+        routes::publish(
+            &cluster.routes,
+            &mut self.version,
+            &plan.routes,
+            revoked,
+            cluster.authority.certificate_pem(),
+        );
         let nothing = BTreeMap::new();
         supply(if term.is_some() { &plan.specs } else { &nothing });
         if term.is_some() {

@@ -20,6 +20,9 @@ use crate::lead::Leader;
 /// Names who has called the operator that relays.
 pub(crate) const ON_BEHALF_OF: &str = "tandem-on-behalf-of";
 
+/// And its certificate, which may be revoked where the leader knows it already.
+pub(crate) const CALLERS_SERIAL: &str = "tandem-callers-serial";
+
 /// How long a caller waits for an operator that leads: two leases, and more.
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
@@ -33,6 +36,7 @@ pub(crate) struct Relay {
     cluster: Arc<Cluster>,
     channel: Channel,
     caller: Identity,
+    serial: String,
     leader: Leader,
 }
 
@@ -43,6 +47,7 @@ impl Relay {
         request: &Request<T>,
     ) -> Result<Option<Self>, Status> {
         let caller = caller::identity(cluster, request)?;
+        let serial = caller::serial(request)?;
         let relayed = request.metadata().contains_key(ON_BEHALF_OF);
         let end = Instant::now() + LEADER_WITHIN;
         let mut leader = cluster.leader.subscribe();
@@ -56,7 +61,7 @@ impl Relay {
                 Leader::Elsewhere(url) => match connect(cluster, url).await {
                     Ok(channel) => {
                         let cluster = Arc::clone(cluster);
-                        return Ok(Some(Self { cluster, channel, caller, leader: known }));
+                        return Ok(Some(Self { cluster, channel, caller, serial, leader: known }));
                     }
                     Err(error) => {
                         tracing::debug!(url, error = caller::chain(&error), "the leader can't be reached")
@@ -86,6 +91,8 @@ impl Relay {
         let mut request = Request::new(message);
         let caller = MetadataValue::try_from(self.caller.uri()).expect("an identity is ASCII");
         request.metadata_mut().insert(ON_BEHALF_OF, caller);
+        let serial = MetadataValue::try_from(&self.serial).expect("hexadecimal digits are ASCII");
+        request.metadata_mut().insert(CALLERS_SERIAL, serial);
         request
     }
 
@@ -119,7 +126,7 @@ impl Relay {
 
 async fn connect(cluster: &Cluster, url: &str) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(url.to_owned())?
-        .tls_config(cluster.own.credentials.client_tls(&Identity::Operator))?
+        .tls_config(cluster.own.credentials().client_tls(&Identity::Operator))?
         .connect_timeout(CONNECT_WITHIN)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(PING)

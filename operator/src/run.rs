@@ -25,7 +25,7 @@ pub struct Operator {
     url: String,
     shutdown: CancellationToken,
     store: Arc<dyn Store>,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: JoinHandle<Result<()>>,
     control_loop: JoinHandle<()>,
 }
 

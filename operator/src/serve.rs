@@ -18,10 +18,9 @@ use tandem_control_api::fleet_server::FleetServer;
 use tandem_control_api::gateways_server::GatewaysServer;
 use tandem_control_api::objects_server::ObjectsServer;
 use tandem_control_api::secrets_server::SecretsServer;
-use tandem_pki::ClientCertificates;
+use tandem_pki::{ClientCertificates, incoming};
 use tokio::net::TcpListener;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::cluster::Cluster;
 
@@ -36,10 +35,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const STREAMS: u32 = 128;
 
 /// Serves until the cluster's shutdown fires.
-pub(crate) async fn run(cluster: Arc<Cluster>, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+pub(crate) async fn run(cluster: Arc<Cluster>, listener: TcpListener) -> anyhow::Result<()> {
+    let callers = incoming(listener, cluster.own.trust.subscribe(), ClientCertificates::Optional)?;
     let shutdown = cluster.shutdown.clone();
     Server::builder()
-        .tls_config(cluster.own.credentials.server_tls(ClientCertificates::Optional))?
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .max_concurrent_streams(STREAMS)
@@ -61,9 +60,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, listener: TcpListener) -> Result<
                 .max_decoding_message_size(LARGEST_REQUEST),
         )
         .add_service(FleetServer::new(fleet::Fleet(cluster)))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            shutdown.cancelled_owned(),
-        )
-        .await
+        .serve_with_incoming_shutdown(callers, shutdown.cancelled_owned())
+        .await?;
+    Ok(())
 }

@@ -2,17 +2,22 @@
 
 mod world;
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::enrollment_client::EnrollmentClient;
 use tandem_control_api::gateways_client::GatewaysClient;
 use tandem_control_api::objects_client::ObjectsClient;
+use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     AgentHello, AgentMessage, CertifyRequest, DeleteRequest, JoinRequest, JoinTokenRequest, ListRequest,
-    ObjectRef, Protocol, Role, RoutesRequest, StatusRequest, agent_message,
+    ObjectRef, Protocol, RevokeRequest, Role, RoutesRequest, StatusRequest, agent_message,
 };
-use tandem_pki::{CertificateAuthority, EnrollError, HOST_LIFETIME, Identity, JoinToken, KeyAndRequest};
+use tandem_pki::{
+    CertificateAuthority, Credentials, EnrollError, HOST_LIFETIME, Identity, JoinToken, KeyAndRequest,
+    serial_of_certificate,
+};
 use tonic::Code;
 use world::{Host, World, report, within};
 
@@ -85,6 +90,93 @@ async fn a_taken_name_needs_a_token_of_its_own_and_revokes_the_former_holder() {
     let status = Host::connect(&world.url, "mac-a", former, 0).await.err().unwrap();
     assert_eq!(status.code(), Code::Unauthenticated);
     assert!(status.message().contains("revoked"), "{status}");
+}
+
+/// A key and a certificate, asked for with `by`.
+async fn certified(world: &World, by: &Credentials, role: Role, name: &str) -> Result<String, tonic::Status> {
+    let own = KeyAndRequest::generate().unwrap();
+    let request =
+        CertifyRequest { role: role.into(), name: name.into(), csr_pem: own.csr_pem, addresses: Vec::new() };
+    let answer = AgentsClient::new(world.channel(by)).certify(request).await?.into_inner();
+    Ok(answer.certificate_pem)
+}
+
+fn serial(certificate_pem: &str) -> String {
+    serial_of_certificate(&pem::parse(certificate_pem).unwrap().into_contents()).unwrap()
+}
+
+#[tokio::test]
+async fn who_is_revoked_loses_session_certificates_and_what_it_runs() {
+    let world = World::start().await;
+    let mut edge = world.gateway("edge").await;
+    let mut host = world.host("mac-a").await;
+    let mut other = world.host("mac-b").await;
+    let worker = certified(&world, &host.credentials, Role::Worker, "kimi-1").await.unwrap();
+    let gateway = certified(&world, &host.credentials, Role::Gateway, "mac-a").await.unwrap();
+    let renewed = certified(&world, &host.credentials, Role::Host, "mac-a").await.unwrap();
+
+    let revoke = |role: Role, name: &str| RevokeRequest { role: role.into(), name: name.into() };
+    let status = world.fleet().revoke(revoke(Role::Gateway, "mac-a")).await.unwrap_err();
+    assert!(status.message().contains("revoked with its host"), "{status}");
+    let answer = world.fleet().revoke(revoke(Role::Host, "mac-a")).await.unwrap().into_inner();
+    let all = [&host.credentials.certificate_pem, &worker, &gateway, &renewed].map(|pem| serial(pem));
+    assert_eq!(BTreeSet::from_iter(answer.serials), BTreeSet::from_iter(all.clone()));
+
+    // Its session ends, and tells it why; another host is told whom not to trust.
+    let ended = within("the end of the session", async {
+        loop {
+            match host.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("nobody says why"),
+                Err(status) => return status,
+            }
+        }
+    });
+    let ended = ended.await;
+    assert_eq!((ended.code(), ended.message().contains("revoked")), (Code::Unauthenticated, true));
+    within("word to another host", async {
+        loop {
+            let Ok(Some(Down::Trust(trust))) = other.next().await else { continue };
+            if all.iter().all(|serial| trust.revoked.contains(serial)) {
+                assert!(trust.ca_pem.contains("BEGIN CERTIFICATE"));
+                return;
+            }
+        }
+    })
+    .await;
+    edge.table("what is revoked", |table| all.iter().all(|serial| table.revoked.contains(serial))).await;
+    let status = certified(&world, &host.credentials, Role::Host, "mac-a").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+
+    // A gateway's route table ends with it.
+    world.fleet().revoke(revoke(Role::Gateway, "edge")).await.unwrap();
+    within("the end of the table", async { while let Ok(Some(_)) = edge.tables.message().await {} }).await;
+    assert!(certified(&world, &edge.credentials, Role::Gateway, "edge").await.is_err());
+    // The name is kept for who has a token made for it.
+    let any = world.token(Role::Host, "").await;
+    assert!(refused(world.join_with(&any, Role::Host, "mac-a").await).contains("has joined already"));
+    world.join(Role::Host, "mac-a").await;
+}
+
+#[tokio::test]
+async fn a_hosts_gateway_renews_itself_and_stays_the_hosts() {
+    let world = World::start().await;
+    let host = world.join(Role::Host, "mac-a").await;
+    let own = KeyAndRequest::generate().unwrap();
+    let request = CertifyRequest {
+        role: Role::Gateway.into(),
+        name: "mac-a".into(),
+        csr_pem: own.csr_pem,
+        addresses: Vec::new(),
+    };
+    let answer = AgentsClient::new(world.channel(&host)).certify(request).await.unwrap().into_inner();
+    let gateway = Credentials::new(answer.certificate_pem, own.key_pem, answer.ca_pem);
+    let renewed = certified(&world, &gateway, Role::Gateway, "mac-a").await.unwrap();
+    // Had it become a member by itself, its host could not have one any more.
+    certified(&world, &host, Role::Gateway, "mac-a").await.unwrap();
+    let revoke = RevokeRequest { role: Role::Host.into(), name: "mac-a".into() };
+    let answer = world.fleet().revoke(revoke).await.unwrap().into_inner();
+    assert!(answer.serials.contains(&serial(&renewed)));
 }
 
 #[tokio::test]

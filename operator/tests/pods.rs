@@ -64,11 +64,7 @@ impl Site {
             let bytes: k8s_openapi::ByteString = serde_json::from_value(secret["data"][key].clone()).unwrap();
             String::from_utf8(bytes.0).unwrap()
         };
-        let credentials = Credentials {
-            certificate_pem: text("tls.crt"),
-            key_pem: text("tls.key"),
-            ca_pem: text("ca.crt"),
-        };
+        let credentials = Credentials::new(text("tls.crt"), text("tls.key"), text("ca.crt"));
         Some((credentials, text("operator")))
     }
 

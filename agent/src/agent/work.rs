@@ -74,6 +74,19 @@ impl Agent {
         self.ask_certificate(Role::Gateway, GATEWAY);
     }
 
+    /// What runs goes on with new certificates: it looks at its folder by itself.
+    pub(super) fn rejoined(&self) {
+        let had = |dir: std::path::PathBuf| tandem_pki::Credentials::exist(&dir);
+        for id in self.home.workloads() {
+            if had(self.home.workload(&id).identity()) {
+                self.ask_certificate(Role::Worker, &id);
+            }
+        }
+        if self.gateway.as_ref().is_some_and(|gateway| had(gateway.identity_dir())) {
+            self.certify_gateway();
+        }
+    }
+
     fn ask_certificate(&self, role: Role, id: &str) {
         let (name, dir) = match (role, &self.gateway) {
             (Role::Gateway, Some(gateway)) => (self.settings.name.to_string(), gateway.identity_dir()),
@@ -116,7 +129,7 @@ impl Agent {
         }
     }
 
-    /// Certificates past a third of their life are replaced. Workers read theirs when they start; a gateway renews its own.
+    /// Certificates past a third of their life are replaced. Workers look at their folders; a gateway renews its own.
     pub(super) fn renew(&self) {
         let (operators, settings, dir) =
             (self.operators.clone(), self.settings.clone(), self.home.identity());

@@ -164,6 +164,7 @@ pub(crate) struct Cluster {
     operator_credentials: Credentials,
     server: Option<JoinHandle<()>>,
     agent: Option<Child>,
+    token: String,
     pub(crate) dir: TempDir,
 }
 
@@ -172,6 +173,11 @@ impl Cluster {
         install_tls_provider();
         let authority = CertificateAuthority::create(SystemTime::now()).unwrap();
         Self::of(Arc::new(authority), "host-a").await
+    }
+
+    /// The next start of the agent brings a token that nobody has spent.
+    pub(crate) fn new_token(&mut self) {
+        self.token = JoinToken::generate(self.desk.authority.fingerprint()).to_string();
     }
 
     /// Another host of the same cluster, with an operator of its own and the same model.
@@ -201,7 +207,9 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let token = JoinToken::generate(desk.authority.fingerprint()).to_string();
         let mut cluster = Self {
+            token,
             desk,
             reports,
             logs: log_chunks,
@@ -265,7 +273,7 @@ impl Cluster {
         command.args(["run", "--name", &self.desk.host, "--address", "127.0.0.1", "--label", "zone=b"]);
         command.args(["--operator", &format!("https://{}", self.address)]);
         command.arg("--data-dir").arg(self.data()).arg("--worker-program").arg(self.worker());
-        command.env("TANDEM_JOIN_TOKEN", JoinToken::generate(self.desk.authority.fingerprint()).to_string());
+        command.env("TANDEM_JOIN_TOKEN", &self.token);
         command.stdin(Stdio::null());
         command
     }

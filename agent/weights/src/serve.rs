@@ -18,12 +18,8 @@ use axum::{Extension, Router};
 use futures::{TryStreamExt, stream};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use serde::Deserialize;
-use tandem_pki::{Credentials, Identity};
+use tandem_pki::{ClientCertificates, Credentials, Identity, TlsError, serial_of_certificate, server_config};
 use tandem_sources::{Body as File, Sha256Hex, TransferError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -53,7 +49,7 @@ const WHOLE: u64 = u64::MAX;
 pub type Sent = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// Serves pieces to other hosts until `shutdown` resolves. Credentials are those of this host; renewed ones count from the
-/// next connection on.
+/// next connection on, and who is revoked is cut off at once.
 pub async fn serve(
     listener: TcpListener,
     store: Store,
@@ -66,7 +62,7 @@ pub async fn serve(
         .route("/v1/weights/{sha256}/pieces", get(pieces))
         .with_state(Shared { store, sent });
     let (seats, mut connections) = (Arc::new(Semaphore::new(CALLERS)), JoinSet::new());
-    let mut known: Option<(String, TlsAcceptor)> = None;
+    let mut known: Option<(Credentials, TlsAcceptor)> = None;
     tokio::pin!(shutdown);
     loop {
         while connections.try_join_next().is_some() {}
@@ -83,14 +79,17 @@ pub async fn serve(
             }
         };
         let own = credentials.borrow().clone();
-        if known.as_ref().is_none_or(|(certificate, _)| *certificate != own.certificate_pem) {
+        if known.as_ref().is_none_or(|(known, _)| *known != own) {
             match acceptor(&own) {
-                Ok(acceptor) => known = Some((own.certificate_pem, acceptor)),
-                Err(error) => tracing::error!(error, "this host's credentials can't be shown to other hosts"),
+                Ok(acceptor) => known = Some((own, acceptor)),
+                Err(error) => {
+                    tracing::error!(%error, "this host's credentials can't be shown to other hosts")
+                }
             }
         }
         if let Some((_, acceptor)) = &known {
-            connections.spawn(converse(socket, acceptor.clone(), router.clone(), seat));
+            let (acceptor, router, credentials) = (acceptor.clone(), router.clone(), credentials.clone());
+            connections.spawn(converse(socket, acceptor, router, credentials, seat));
         }
     }
 }
@@ -106,7 +105,13 @@ async fn accept(
 }
 
 /// One connection, if it is a host's.
-async fn converse(socket: TcpStream, acceptor: TlsAcceptor, router: Router, _seat: OwnedSemaphorePermit) {
+async fn converse(
+    socket: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    mut credentials: watch::Receiver<Credentials>,
+    _seat: OwnedSemaphorePermit,
+) {
     let mut socket = TimeoutStream::new(socket);
     socket.set_write_timeout(Some(READS_WITHIN));
     let socket = match timeout(HANDSHAKE, acceptor.accept(Box::pin(socket))).await {
@@ -122,38 +127,26 @@ async fn converse(socket: TcpStream, acceptor: TlsAcceptor, router: Router, _sea
         Some(Ok(other)) => return tracing::warn!(%other, "only hosts read weights here"),
         _ => return tracing::warn!("only hosts read weights here"),
     };
+    let Some(Ok(serial)) = shown.map(|certificate| serial_of_certificate(certificate)) else {
+        return tracing::warn!("only hosts read weights here");
+    };
     let router = router.layer(Extension(caller));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "another host's connection broke");
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!(%error, "another host's connection broke");
+        },
+        Ok(_) = credentials.wait_for(|own| own.revoked.contains(&serial)) => {
+            tracing::warn!("a host whose certificate is revoked is cut off");
+        }
     }
 }
 
-fn acceptor(credentials: &Credentials) -> Result<TlsAcceptor, String> {
-    let said = |error: rustls::Error| error.to_string();
-    let unreadable = |error: rustls::pki_types::pem::Error| error.to_string();
-    let certificates = |pem: &str| {
-        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(unreadable)
-    };
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(&credentials.ca_pem)? {
-        roots.add(authority).map_err(said)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .map_err(|error| error.to_string())?;
-    let key = PrivateKeyDer::from_pem_slice(credentials.key_pem.as_bytes()).map_err(unreadable)?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(said)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&credentials.certificate_pem)?, key)
-        .map_err(said)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+fn acceptor(credentials: &Credentials) -> Result<TlsAcceptor, TlsError> {
+    let config = server_config(credentials, ClientCertificates::Required, b"http/1.1")?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 

@@ -15,8 +15,8 @@ use tandem_control_api::{
     ApplyRequest, ApplyResponse, CordonRequest, DeleteRequest, DeleteResponse, DeleteSecretRequest,
     DeleteSecretResponse, DrainHostRequest, EventList, EventsRequest, GatewaySummary, HostSummary, JoinToken,
     JoinTokenRequest, ListRequest, ListSecretsRequest, LogChunk, LogsRequest, ModelsReply, ModelsRequest,
-    Object, ObjectEvent, ObjectList, ObjectRef, ScaleRequest, SecretList, SecretSummary, SetSecretRequest,
-    StatusRequest, StatusResponse, apply_response,
+    Object, ObjectEvent, ObjectList, ObjectRef, RevokeRequest, RevokeResponse, Role, ScaleRequest,
+    SecretList, SecretSummary, SetSecretRequest, StatusRequest, StatusResponse, apply_response,
 };
 use tandem_pki::{Identity, peer_identity};
 use tokio::sync::{broadcast, watch};
@@ -268,6 +268,15 @@ impl Fleet for Fake {
         host["spec"]["unschedulable"] = request.unschedulable.into();
         self.put(&host);
         object(&host)
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Answer<RevokeResponse> {
+        let request = admin(request)?;
+        match request.role() {
+            Role::Host => drop(self.host(&request.name)?),
+            role => self.lock().asked.push(format!("revoke {} {}", role.as_str_name(), request.name)),
+        }
+        Ok(Response::new(RevokeResponse { serials: vec!["07".into(), "08".into()] }))
     }
 
     async fn drain(&self, request: Request<DrainHostRequest>) -> Answer<Object> {

@@ -23,7 +23,7 @@ pub const HOST_LIFETIME: Duration = DAY.saturating_mul(90);
 pub const OPERATOR_LIFETIME: Duration = DAY.saturating_mul(365);
 const CA_LIFETIME: Duration = DAY.saturating_mul(3650);
 /// Certificates are valid from an hour before they are made: clocks of hosts may be that far apart.
-const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 /// More addresses than any host has; a bound on what a request can make us sign.
 const MAX_ADDRESSES: usize = 32;
 
@@ -186,11 +186,7 @@ impl CertificateAuthority {
     ) -> Result<Credentials, AuthorityError> {
         let own = KeyAndRequest::generate()?;
         let issued = self.sign(&own.csr_pem, identity, addresses, now, lifetime)?;
-        Ok(Credentials {
-            certificate_pem: issued.certificate_pem,
-            key_pem: own.key_pem,
-            ca_pem: issued.ca_pem,
-        })
+        Ok(Credentials::new(issued.certificate_pem, own.key_pem, issued.ca_pem))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Key, certificate and trusted authority of one process: on disk, and as TLS settings.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -11,23 +12,28 @@ use thiserror::Error;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, ServerTlsConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{Identity, NotIdentified};
+use crate::authority::CLOCK_SKEW;
+use crate::{Fingerprint, Identity, NotIdentified};
 
 const CERTIFICATE: &str = "certificate.pem";
 const KEY: &str = "key.pem";
 const CA: &str = "ca.pem";
+/// Serial numbers, one a line.
+const REVOKED: &str = "revoked";
 /// A handshake that takes longer than this is somebody holding a socket open.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// What a process needs to be known to others and to know them.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// Its own certificate.
     pub certificate_pem: String,
     /// Its private key.
     pub key_pem: String,
-    /// The authorities that it trusts, its own issuer first.
+    /// The authorities that it trusts.
     pub ca_pem: String,
+    /// Serial numbers of certificates that it does not trust, whoever signed them.
+    pub revoked: BTreeSet<String>,
 }
 
 /// Credentials that can't be used.
@@ -59,16 +65,28 @@ pub enum ClientCertificates {
 }
 
 impl Credentials {
-    /// Reads the three files of `dir`.
+    /// Of a process that was told of no revoked certificates yet.
+    #[must_use]
+    pub fn new(certificate_pem: String, key_pem: String, ca_pem: String) -> Self {
+        Self { certificate_pem, key_pem, ca_pem, revoked: BTreeSet::new() }
+    }
+
+    /// Reads what [`Credentials::save`] has written in `dir`.
     ///
     /// # Errors
-    /// When one is missing or unreadable.
+    /// When a file is missing or unreadable.
     pub fn load(dir: &Path) -> Result<Self, CredentialsError> {
         let read = |name| {
             let path = dir.join(name);
             fs::read_to_string(&path).map_err(|source| CredentialsError::File { path, source })
         };
-        Ok(Self { certificate_pem: read(CERTIFICATE)?, key_pem: read(KEY)?, ca_pem: read(CA)? })
+        let own = Self::new(read(CERTIFICATE)?, read(KEY)?, read(CA)?);
+        match read(REVOKED) {
+            Ok(list) => Ok(Self { revoked: list.lines().map(str::to_owned).collect(), ..own }),
+            // Nobody has been told of any.
+            Err(CredentialsError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(own),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether `dir` holds credentials, so that a first start can be told from a later one.
@@ -77,23 +95,48 @@ impl Credentials {
         [CERTIFICATE, KEY, CA].iter().all(|name| dir.join(name).is_file())
     }
 
-    /// Writes the three files, readable by their owner only, each replaced as a whole; the certificate comes last, so
-    /// that a crash in between leaves an incomplete set, which [`Credentials::exist`] tells.
+    /// Writes certificate, key, authorities and revoked serial numbers, readable by their owner only, each replaced as a whole;
+    /// the certificate comes last. Who reads in between finds a key that does not fit, and looks again.
     ///
     /// # Errors
     /// When the folder or a file can't be written.
     pub fn save(&self, dir: &Path) -> Result<(), CredentialsError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| CredentialsError::File { path, source }
-        };
-        fs::create_dir_all(dir).map_err(at(dir))?;
-        restrict(dir, 0o700).map_err(at(dir))?;
-        for (name, text) in [(CA, &self.ca_pem), (KEY, &self.key_pem), (CERTIFICATE, &self.certificate_pem)] {
-            let path = dir.join(name);
-            replace(&path, text.as_bytes()).map_err(at(&path))?;
-        }
-        Ok(())
+        self.save_trust(dir)?;
+        write(dir, &[(KEY, &self.key_pem), (CERTIFICATE, &self.certificate_pem)])
+    }
+
+    /// Writes only whom to trust: the certificate that is there stays, whoever it is of.
+    ///
+    /// # Errors
+    /// When the folder or a file can't be written.
+    pub fn save_trust(&self, dir: &Path) -> Result<(), CredentialsError> {
+        let revoked: String = self.revoked.iter().map(|serial| format!("{serial}\n")).collect();
+        write(dir, &[(REVOKED, &revoked), (CA, &self.ca_pem)])
+    }
+
+    /// The same process, with newer word on whom to trust.
+    #[must_use]
+    pub fn trusting(&self, ca_pem: &str, revoked: impl IntoIterator<Item = String>) -> Self {
+        // An operator of an older release tells no authorities.
+        let ca_pem = if ca_pem.is_empty() { self.ca_pem.clone() } else { ca_pem.to_owned() };
+        Self { ca_pem, revoked: revoked.into_iter().collect(), ..self.clone() }
+    }
+
+    /// Fingerprints of the authorities that it trusts.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<Fingerprint> {
+        let authorities = CertificateDer::pem_slice_iter(self.ca_pem.as_bytes());
+        authorities.flatten().map(|authority| Fingerprint::of(&authority)).collect()
+    }
+
+    /// Whether the certificate was made before this moment, in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the certificate can't be read.
+    pub fn made_before(&self, moment: i64) -> Result<bool, CredentialsError> {
+        let made = self.validity()?.0 + CLOCK_SKEW;
+        let made = made.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| CredentialsError::Unreadable)?;
+        Ok(i64::try_from(made.as_secs()).unwrap_or(i64::MAX) < moment)
     }
 
     /// Whom these credentials speak for.
@@ -147,7 +190,8 @@ impl Credentials {
             .timeout(HANDSHAKE)
     }
 
-    /// For a server. The chain it shows includes the authority, so that a joining client can pin it.
+    /// For a server whose credentials stay as they are; [`crate::incoming`] is for those whose don't. The chain it shows includes
+    /// the authority, so that a joining client can pin it.
     #[must_use]
     pub fn server_tls(&self, clients: ClientCertificates) -> ServerTlsConfig {
         let chain = format!("{}{}", self.certificate_pem, self.ca_pem);
@@ -171,6 +215,23 @@ impl std::fmt::Debug for Credentials {
             Err(error) => write!(f, "Credentials({error})"),
         }
     }
+}
+
+/// Writes those that differ.
+fn write(dir: &Path, files: &[(&str, &str)]) -> Result<(), CredentialsError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CredentialsError::File { path, source }
+    };
+    fs::create_dir_all(dir).map_err(at(dir))?;
+    restrict(dir, 0o700).map_err(at(dir))?;
+    for (name, text) in files {
+        let path = dir.join(name);
+        if !fs::read(&path).is_ok_and(|known| known == text.as_bytes()) {
+            replace(&path, text.as_bytes()).map_err(at(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes beside, syncs, renames: a reader sees the old bytes or the new, never half.
@@ -212,7 +273,12 @@ mod tests {
         assert!(!Credentials::exist(&inner));
         credentials.save(&inner).unwrap();
         assert!(Credentials::exist(&inner));
-        assert_eq!(Credentials::load(&inner).unwrap().identity().unwrap(), host);
+        assert_eq!(Credentials::load(&inner).unwrap(), credentials);
+        assert_eq!(credentials.identity().unwrap(), host);
+        let told = credentials.trusting("", ["07".to_owned()]);
+        told.save(&inner).unwrap();
+        assert_eq!(Credentials::load(&inner).unwrap(), told);
+        assert_eq!((told.authorities(), &told.ca_pem), (vec![authority.fingerprint()], &credentials.ca_pem));
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -221,5 +287,9 @@ mod tests {
         }
         assert!(!credentials.wants_renewal(now).unwrap());
         assert!(credentials.wants_renewal(now + HOST_LIFETIME / 2).unwrap());
+        let seconds =
+            |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().cast_signed();
+        assert!(!credentials.made_before(seconds(now)).unwrap());
+        assert!(credentials.made_before(seconds(now) + 1).unwrap());
     }
 }

@@ -119,7 +119,7 @@ pub async fn join(enrollment: &Enrollment) -> Result<Credentials, EnrollError> {
         .await
         .map_err(|status| EnrollError::Refused(status.message().to_owned()))?
         .into_inner();
-    Ok(Credentials { certificate_pem: answer.certificate_pem, key_pem: own.key_pem, ca_pem: answer.ca_pem })
+    Ok(Credentials::new(answer.certificate_pem, own.key_pem, answer.ca_pem))
 }
 
 /// Fetches the authority's certificate from the chain that the operator shows, if it has this fingerprint.

@@ -9,6 +9,7 @@ mod credentials;
 mod enroll;
 mod identity;
 mod token;
+mod transport;
 
 pub use authority::{
     AuthorityError, CertificateAuthority, HOST_LIFETIME, Issued, KeyAndRequest, OPERATOR_LIFETIME,
@@ -19,6 +20,7 @@ pub use identity::{
     BadName, Identity, Name, NotIdentified, peer_identity, peer_serial, serial_of_certificate,
 };
 pub use token::{BadToken, Fingerprint, JoinToken};
+pub use transport::{Connection, TlsError, dial, incoming, kept_fresh, server_config};
 
 /// Makes ring the process's TLS provider. Harmless when one is installed already; every binary calls it first.
 pub fn install_tls_provider() {

@@ -12,6 +12,7 @@ pub(super) fn publish(
     version: &mut u64,
     routes: &[Route],
     revoked: Vec<String>,
+    ca_pem: &str,
 ) {
     let models: Vec<ModelRoute> = routes.iter().map(model).collect();
     to.send_if_modified(|known| {
@@ -19,7 +20,7 @@ pub(super) fn publish(
             return false;
         }
         *version += 1;
-        *known = Arc::new(RouteTable { version: *version, models, revoked });
+        *known = Arc::new(RouteTable { version: *version, models, revoked, ca_pem: ca_pem.to_owned() });
         true
     });
 }

@@ -11,19 +11,20 @@ use tandem_control_api::agent_message::Message as Up;
 use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
-    AgentMessage, Certificate, CertifyRequest, HostSpec, OperatorMessage, Protocol, Role, Supply, Welcome,
-    agents_server,
+    AgentMessage, Certificate, CertifyRequest, HostSpec, OperatorMessage, Protocol, Role, Supply, Trust,
+    Welcome, agents_server,
 };
-use tandem_pki::{HOST_LIFETIME, Identity, Name};
+use tandem_pki::{Credentials, HOST_LIFETIME, Identity, Name};
 use tandem_store::{API_VERSION, Key, Kind, Object, Selector, StoreError, Watch, WatchEvent};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::enrollment::said;
 use super::report::Reporter;
 use crate::caller::{self, chain, refusal};
 use crate::cluster::Cluster;
-use crate::membership;
+use crate::membership::{self, Binding, Made};
 use crate::relay::Relay;
 use crate::sessions::Session;
 
@@ -48,6 +49,7 @@ impl agents_server::Agents for Agents {
             return Ok(Response::new(Box::pin(relay.answers(answer))));
         }
         let host = caller::host(&self.0, &request)?;
+        let serial = caller::serial(&request)?;
         let cluster = &self.0;
         let mut upstream = request.into_inner();
         let first = tokio::time::timeout(STEP, upstream.message())
@@ -72,6 +74,9 @@ impl agents_server::Agents for Agents {
         let conversation = Conversation {
             cluster: Arc::clone(cluster),
             host,
+            serial,
+            trust: cluster.own.trust.subscribe(),
+            trusted: None,
             session,
             upstream,
             watch,
@@ -88,6 +93,7 @@ impl agents_server::Agents for Agents {
 
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
         let caller = caller::identity(&self.0, &request)?;
+        let serial = caller::serial(&request)?;
         let cluster = &self.0;
         let request = request.into_inner();
         let identity = may_become(&caller, request.role(), &request.name)?;
@@ -100,18 +106,12 @@ impl agents_server::Agents for Agents {
             .authority
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
-        if identity == caller {
-            membership::remember(
-                &*cluster.store,
-                &identity,
-                &issued.serial,
-                issued.not_after,
-                membership::Binding::Same,
-                cluster.now(),
-            )
+        let store = &*cluster.store;
+        let member = membership::member_of(store, &caller, &serial).await.map_err(refusal)?;
+        let made = Made { identity: &identity, serial: &issued.serial, not_after: issued.not_after };
+        membership::remember(store, &member, &made, &Binding::Holder(&serial), cluster.now())
             .await
-            .map_err(refusal)?;
-        }
+            .map_err(|error| said(error, &caller))?;
         tracing::info!(by = %caller, %identity, serial = issued.serial, "certified");
         Ok(Response::new(Certificate {
             certificate_pem: issued.certificate_pem,
@@ -159,6 +159,12 @@ async fn ensure_host(cluster: &Cluster, host: &Name) -> Result<(), Status> {
 struct Conversation {
     cluster: Arc<Cluster>,
     host: Name,
+    /// Of its certificate.
+    serial: String,
+    /// Whom to trust.
+    trust: watch::Receiver<Credentials>,
+    /// What this one was told of it last.
+    trusted: Option<Trust>,
     session: Session,
     upstream: Streaming<AgentMessage>,
     watch: Watch,
@@ -193,12 +199,16 @@ impl Conversation {
         let shutdown = self.cluster.shutdown.clone();
         let other_leads = self.cluster.no_longer_leads();
         tokio::pin!(other_leads);
+        let revoked = self.cluster.once_revoked(self.serial.clone());
+        tokio::pin!(revoked);
         self.supplies.mark_changed();
+        self.trust.mark_changed();
         loop {
             tokio::select! {
                 () = self.session.replaced.cancelled() => {
                     return Ending::Tell(Status::aborted("this host has opened a newer session: two agents may run under one name"));
                 }
+                () = &mut revoked => return Ending::Tell(caller::revoked()),
                 () = &mut other_leads => {
                     return Ending::Tell(Status::unavailable("another operator leads now"));
                 }
@@ -230,7 +240,12 @@ impl Conversation {
                     Ok(None) => return Ending::Gone("the agent closed it".to_owned()),
                     Err(status) => return Ending::Gone(status.message().to_owned()),
                 },
-                // The sender lives as long as the cluster, which this holds.
+                // Both senders live as long as the cluster, which this holds.
+                Ok(()) = self.trust.changed() => {
+                    if let Err(ending) = self.tell_trust().await {
+                        return ending;
+                    }
+                }
                 Ok(()) = self.supplies.changed() => {
                     if let Err(ending) = self.supply().await {
                         return ending;
@@ -269,6 +284,17 @@ impl Conversation {
         };
         self.supply().await?;
         self.spec(object).await
+    }
+
+    /// Passes on whom to trust, if it is news.
+    async fn tell_trust(&mut self) -> Result<(), Ending> {
+        let own = self.trust.borrow_and_update().clone();
+        let trust = Trust { ca_pem: own.ca_pem, revoked: own.revoked.into_iter().collect() };
+        if self.trusted.as_ref() != Some(&trust) {
+            self.tell(Down::Trust(trust.clone())).await?;
+            self.trusted = Some(trust);
+        }
+        Ok(())
     }
 
     /// Passes the newest supply on, if it is another, and a spec that has waited for it.

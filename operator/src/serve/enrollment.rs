@@ -10,9 +10,9 @@ use tandem_control_api::{Certificate, JoinRequest, Role};
 use tandem_pki::{HOST_LIFETIME, Identity, JoinToken};
 use tonic::{Request, Response, Status};
 
-use crate::caller::{chain, refusal};
+use crate::caller::{self, chain, refusal};
 use crate::cluster::Cluster;
-use crate::membership::{self, Binding, JoinRefused};
+use crate::membership::{self, Binding, JoinRefused, Made};
 use crate::pods::{self, PodRefused};
 
 /// Largest request of a caller that nobody knows yet.
@@ -110,10 +110,11 @@ impl enrollment_server::Enrollment for Enrollment {
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
         membership::spend(store, &spendable).await.map_err(|error| said(error, &identity))?;
-        let bound = if known { Binding::TakenOver(None) } else { Binding::Same };
-        membership::remember(store, &identity, &issued.serial, issued.not_after, bound, cluster.now())
+        let bound = if known { Binding::TakenOver(None) } else { Binding::First };
+        let made = Made { identity: &identity, serial: &issued.serial, not_after: issued.not_after };
+        membership::remember(store, &identity, &made, &bound, cluster.now())
             .await
-            .map_err(refusal)?;
+            .map_err(|error| said(error, &identity))?;
         tracing::info!(%identity, ?from, serial = issued.serial, "joined");
         if known {
             cluster.refresh_revoked().await.map_err(refusal)?;
@@ -157,9 +158,10 @@ impl Enrollment {
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
         let bound = Binding::TakenOver(Some(uid.clone()));
-        membership::remember(store, &identity, &issued.serial, issued.not_after, bound, cluster.now())
+        let made = Made { identity: &identity, serial: &issued.serial, not_after: issued.not_after };
+        membership::remember(store, &identity, &made, &bound, cluster.now())
             .await
-            .map_err(refusal)?;
+            .map_err(|error| said(error, &identity))?;
         tracing::info!(%identity, uid, serial = issued.serial, "joined as a pod");
         if known {
             cluster.refresh_revoked().await.map_err(refusal)?;
@@ -173,12 +175,15 @@ impl Enrollment {
     }
 }
 
-fn said(error: JoinRefused, identity: &Identity) -> Status {
+pub(super) fn said(error: JoinRefused, identity: &Identity) -> Status {
     if let JoinRefused::Store(error) = error {
         return refusal(error);
     }
     tracing::warn!(%identity, reason = %error, "refused to let join");
-    Status::permission_denied(error.to_string())
+    match error {
+        JoinRefused::Revoked => caller::revoked(),
+        error => Status::permission_denied(error.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest, LogChunk,
-    LogsRequest, ModelsRequest, Object, OperatorSummary, Role, StatusRequest, StatusResponse, fleet_server,
+    LogsRequest, ModelsRequest, Object, OperatorSummary, RevokeRequest, RevokeResponse, Role, StatusRequest,
+    StatusResponse, fleet_server,
 };
 use tandem_pki::Identity;
 use tandem_store::{Key, Kind, Selector};
@@ -88,6 +89,27 @@ impl fleet_server::Fleet for Fleet {
         })?;
         tracing::info!(%admin, token = token.id(), ?role, name = request.name, %expires, "made a join token");
         Ok(Response::new(JoinToken { token: token.to_string(), expires_at: expires.as_second() }))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        let admin = caller::admin(&self.0, &request)?;
+        let request = request.into_inner();
+        let identity = match request.role() {
+            Role::Host => Identity::host(&request.name),
+            Role::Gateway => Identity::gateway(&request.name),
+            _ => return Err(Status::invalid_argument("hosts and gateways can be revoked")),
+        }
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let serials = membership::lock_out(&*self.0.store, &identity).await.map_err(refusal)?;
+        let serials = serials.ok_or_else(|| {
+            Status::not_found(format!(
+                "no {identity} has joined: a host's own gateway is revoked with its host"
+            ))
+        })?;
+        self.0.refresh_revoked().await.map_err(refusal)?;
+        self.0.wake.notify_one();
+        tracing::warn!(%admin, %identity, certificates = serials.len(), "revoked");
+        Ok(Response::new(RevokeResponse { serials }))
     }
 
     async fn cordon(&self, request: Request<CordonRequest>) -> Result<Response<Object>, Status> {

@@ -31,6 +31,7 @@ impl gateways_server::Gateways for Gateways {
             return Ok(Response::new(Box::pin(relay.answers(answer))));
         }
         let gateway = caller::gateway(&self.0, &request)?;
+        let serial = caller::serial(&request)?;
         let request = request.into_inner();
         Protocol::agree(request.protocol.as_ref()).map_err(Status::failed_precondition)?;
         if request.url.len() > LONGEST_URL {
@@ -46,6 +47,7 @@ impl gateways_server::Gateways for Gateways {
                 let _while_streaming = &here;
                 Ok(RouteTable::clone(&table))
             })
+            .take_until(self.0.once_revoked(serial))
             .take_until(self.0.no_longer_leads())
             .take_until(self.0.shutdown.clone().cancelled_owned());
         Ok(Response::new(Box::pin(tables)))

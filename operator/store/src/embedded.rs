@@ -21,7 +21,7 @@ use crate::event::{self, Event, EventNote};
 use crate::object::{Key, Object, Selector, Version};
 use crate::revise::{self, Outcome, Stamp, changed, existing, versioned};
 use crate::watch::{History, Watch, WatchEvent, follow, listed_first};
-use crate::{ApplyOptions, ApplyOutcome, Lease, Listing, Record, Store};
+use crate::{ApplyOptions, ApplyOutcome, Backup, Lease, Listing, Record, Store};
 
 /// How many changes a watch may be behind.
 const HISTORY: usize = 4096;
@@ -436,6 +436,23 @@ impl Store for EmbeddedStore {
         let (collection, key, expected) = (collection.to_owned(), key.to_owned(), expected.clone());
         self.write(move |writer| writer.file().delete_record(&collection, &key, &expected)).await
     }
+    async fn export(&self) -> Result<Backup, StoreError> {
+        let made = self.clock.now();
+        self.write(move |writer| writer.file().export(made)).await
+    }
+
+    async fn import(&self, backup: Backup) -> Result<(), StoreError> {
+        let memory = self.memory.clone();
+        self.write(move |writer| {
+            if !writer.file().import(&backup)? {
+                return Err(StoreError::NotEmpty);
+            }
+            memory.replace(writer.file().load()?);
+            Ok(())
+        })
+        .await
+    }
+
     async fn close(&self) {
         let mut writer = Arc::clone(&self.writer).lock_owned().await;
         let close = move || {

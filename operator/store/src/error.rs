@@ -148,6 +148,17 @@ pub enum StoreError {
         /// What it says.
         message: String,
     },
+    /// A backup can only be put where there is nothing.
+    #[error(
+        "the store is not empty, and nothing was restored: restore into a new data folder, or under another --etcd-prefix"
+    )]
+    NotEmpty,
+    /// Not every home has backups of its own.
+    #[error(
+        "in Kubernetes Tandem keeps nothing that the cluster does not: back up its custom resources and the Secrets of the \
+         operator's namespace with the cluster's own tools"
+    )]
+    KeptElsewhere,
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,

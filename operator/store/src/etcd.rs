@@ -8,6 +8,7 @@ mod keys;
 mod lease;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,12 +24,14 @@ use crate::event::{self, Event, EventNote};
 use crate::object::{Key, Object, Selector, Version};
 use crate::revise::{self, Outcome, Stamp, changed, existing, versioned};
 use crate::watch::{Watch, listed_first};
-use crate::{ApplyOptions, ApplyOutcome, Lease, Listing, Record, Store};
+use crate::{ApplyOptions, ApplyOutcome, Backup, KeptRecord, Lease, Listing, Record, Store};
 
 /// Who writes as the leader.
 const MANAGER: &str = "tandem-operator";
 /// Other writers of one object that may come in between.
 const TRIES: usize = 16;
+/// Rows of a backup in one transaction: an object may have 1 MiB, and etcd takes 1.5 MiB at once.
+const ROWS_AT_ONCE: usize = 1;
 
 /// How an etcd cluster is reached.
 #[derive(Clone, Default)]
@@ -348,6 +351,63 @@ impl Store for EtcdStore {
         let delete = TxnOp::delete(name.clone(), None);
         let raced = || StoreError::RecordConflict { collection: collection.to_owned(), key: key.to_owned() };
         self.exchange(name, Some(expected), delete).await?.map(drop).ok_or_else(raced)
+    }
+
+    async fn export(&self) -> Result<Backup, StoreError> {
+        // One range is one moment.
+        let all = GetOptions::new().with_prefix();
+        let mut answer = self.client.get(format!("{}/", self.prefix), Some(all)).await?;
+        let mut backup = Backup {
+            made: self.clock.now(),
+            home: self.home().to_owned(),
+            objects: Vec::new(),
+            records: Vec::new(),
+            terms: BTreeMap::new(),
+        };
+        for kv in answer.take_kvs() {
+            if let Some(key) = keys::key_of(&self.prefix, kv.key()) {
+                backup.objects.push(keys::parse(key, kv.value(), kv.mod_revision())?.json);
+            } else if let Some((collection, key)) = keys::record_of(&self.prefix, kv.key()) {
+                let (collection, key) = (collection.to_owned(), key.to_owned());
+                backup.records.push(KeptRecord { collection, key, value: kv.value().to_vec() });
+            } else if let Some(name) = keys::term_of(&self.prefix, kv.key()) {
+                let term = kv.value_str().ok().and_then(|term| term.parse().ok());
+                backup.terms.insert(name.to_owned(), term.unwrap_or_default());
+            }
+        }
+        Ok(backup)
+    }
+
+    async fn import(&self, backup: Backup) -> Result<(), StoreError> {
+        let all = GetOptions::new().with_prefix().with_count_only();
+        if self.client.get(format!("{}/", self.prefix), Some(all)).await?.count() > 0 {
+            return Err(StoreError::NotEmpty);
+        }
+        let mut rows = Vec::new();
+        for (name, term) in &backup.terms {
+            rows.push((keys::lease(&self.prefix, name), lease::free(*term)));
+            rows.push((keys::term(&self.prefix, name), term.to_string().into_bytes()));
+        }
+        for json in &backup.objects {
+            let Some(key) = Key::of(json) else { continue };
+            rows.push((keys::object(&self.prefix, &key), json.to_string().into_bytes()));
+        }
+        for record in backup.records {
+            rows.push((keys::record(&self.prefix, &record.collection, &record.key), record.value));
+        }
+        // Each only where there is nothing: of two that restore at once, one is told.
+        for some in rows.chunks(ROWS_AT_ONCE) {
+            let absent: Vec<_> = some
+                .iter()
+                .map(|(key, _)| Compare::create_revision(key.clone(), CompareOp::Equal, 0))
+                .collect();
+            let puts: Vec<_> =
+                some.iter().map(|(key, value)| TxnOp::put(key.clone(), value.clone(), None)).collect();
+            if !self.client.txn(Txn::new().when(absent).and_then(puts)).await?.succeeded() {
+                return Err(StoreError::NotEmpty);
+            }
+        }
+        Ok(())
     }
 
     async fn close(&self) {

@@ -5,6 +5,7 @@
 //! [`conformance`] holds a home to that.
 
 mod admission;
+mod backup;
 mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
+pub use backup::{Backup, BackupError, KeptRecord};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use embedded::EmbeddedStore;
 pub use error::{OwnedField, StoreError};
@@ -189,6 +191,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Removes the private document that still has this version. Of two that try, one succeeds.
     async fn delete_record(&self, collection: &str, key: &str, expected: &Version) -> Result<(), StoreError>;
+
+    /// Everything but events, at one moment. [`StoreError::KeptElsewhere`] where the home has ways of its own.
+    async fn export(&self) -> Result<Backup, StoreError> {
+        Err(StoreError::KeptElsewhere)
+    }
+
+    /// Takes a backup, if it holds nothing yet. Objects keep uid, generation, status and owners; their versions are new.
+    async fn import(&self, _backup: Backup) -> Result<(), StoreError> {
+        Err(StoreError::KeptElsewhere)
+    }
 
     /// Lets go of everything that another process may want; every later write fails with [`StoreError::Closed`]. What was
     /// written is durable without this.

@@ -78,6 +78,15 @@ impl Key {
     }
 }
 
+impl Key {
+    /// Key of an object as JSON, if it is of a kind that stores keep.
+    pub fn of(json: &serde_json::Value) -> Option<Self> {
+        let text = |pointer| json.pointer(pointer).and_then(serde_json::Value::as_str);
+        let kind = Kind::parse(text("/kind")?)?;
+        Some(Self::new(kind, text("/metadata/namespace").unwrap_or_default(), text("/metadata/name")?))
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace.is_empty() {

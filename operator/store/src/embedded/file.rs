@@ -5,16 +5,18 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Record;
 use crate::error::StoreError;
 use crate::event::Event;
 use crate::object::{Key, Kind, Object, Version};
+use crate::revise::versioned;
+use crate::{Backup, KeptRecord, Record};
 
 /// Version of this layout. Raised when an older release could misread the file.
 pub(super) const FORMAT: u32 = 1;
@@ -123,7 +125,7 @@ impl File {
         })
     }
 
-    fn load(&self) -> Result<Loaded, StoreError> {
+    pub(super) fn load(&self) -> Result<Loaded, StoreError> {
         type Rows = Vec<(String, Vec<u8>)>;
         let rows = || -> Result<(u64, Rows), redb::Error> {
             let read = self.database.begin_read()?;
@@ -291,6 +293,84 @@ impl File {
         expected: &Version,
     ) -> Result<(), StoreError> {
         self.exchange(collection, key, Some(expected), None).map(|_| ())
+    }
+}
+
+impl File {
+    /// All tables of one transaction.
+    pub(super) fn export(&self, made: Timestamp) -> Result<Backup, StoreError> {
+        type Rows = Vec<(String, Vec<u8>)>;
+        let rows = || -> Result<(Rows, Rows, Vec<KeptRecord>), redb::Error> {
+            let read = self.database.begin_read()?;
+            let all = |table| -> Result<Rows, redb::Error> {
+                let table: redb::ReadOnlyTable<&str, &[u8]> = read.open_table(table)?;
+                let rows = table.iter()?.map(|row| {
+                    let (key, value) = row?;
+                    Ok((key.value().to_owned(), value.value().to_vec()))
+                });
+                rows.collect()
+            };
+            let records = read.open_table(RECORDS)?;
+            let records = records.iter()?.map(|row| {
+                let (key, value) = row?;
+                let (collection, key) = key.value();
+                let value = value.value().1.to_vec();
+                Ok(KeptRecord { collection: collection.to_owned(), key: key.to_owned(), value })
+            });
+            Ok((all(OBJECTS)?, all(LEASES)?, records.collect::<Result<_, redb::Error>>()?))
+        };
+        let (objects, leases, records) = rows().map_err(|error| self.storage(error))?;
+        let objects = objects.iter().map(|(row, bytes)| {
+            serde_json::from_slice(bytes).map_err(|error| self.damaged(format!("{row} is not JSON: {error}")))
+        });
+        let terms = leases.iter().map(|(name, bytes)| {
+            let lease: LeaseRow = serde_json::from_slice(bytes)
+                .map_err(|error| self.damaged(format!("lease {name}: {error}")))?;
+            Ok((name.clone(), lease.term))
+        });
+        Ok(Backup {
+            made,
+            home: "embedded".to_owned(),
+            objects: objects.collect::<Result<_, StoreError>>()?,
+            records,
+            terms: terms.collect::<Result<_, StoreError>>()?,
+        })
+    }
+
+    /// All of it in one transaction; false when there is something already.
+    pub(super) fn import(&mut self, backup: &Backup) -> Result<bool, StoreError> {
+        self.transaction(|write| {
+            let mut objects = write.open_table(OBJECTS)?;
+            let mut leases = write.open_table(LEASES)?;
+            let mut records = write.open_table(RECORDS)?;
+            if objects.first()?.is_some() || leases.first()?.is_some() || records.first()?.is_some() {
+                return Ok(false);
+            }
+            let mut revision = 0;
+            for json in &backup.objects {
+                let Some(key) = Key::of(json) else { continue };
+                revision += 1;
+                let object = versioned(key, json.clone(), &revision.to_string());
+                objects.insert(row(&object.key).as_str(), object.json.to_string().as_bytes())?;
+            }
+            for (name, &term) in &backup.terms {
+                let lease = LeaseRow { holder: "nobody".to_owned(), term };
+                let json = serde_json::to_vec(&lease).expect("a name and a number are JSON");
+                leases.insert(name.as_str(), json.as_slice())?;
+            }
+            let mut count = 0;
+            for record in &backup.records {
+                count += 1;
+                records.insert(
+                    (record.collection.as_str(), record.key.as_str()),
+                    (count, record.value.as_slice()),
+                )?;
+            }
+            let mut meta = write.open_table(META)?;
+            meta.insert("revision", revision)?;
+            meta.insert("records", count)?;
+            Ok(true)
+        })
     }
 }
 

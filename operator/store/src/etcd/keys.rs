@@ -40,6 +40,16 @@ pub(super) fn record(prefix: &str, collection: &str, key: &str) -> String {
     format!("{prefix}/records/{collection}/{key}")
 }
 
+/// Collection and key of a record.
+pub(super) fn record_of<'a>(prefix: &str, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
+    std::str::from_utf8(key).ok()?.strip_prefix(&format!("{prefix}/records/"))?.split_once('/')
+}
+
+/// Name of the lease that a term is of.
+pub(super) fn term_of<'a>(prefix: &str, key: &'a [u8]) -> Option<&'a str> {
+    std::str::from_utf8(key).ok()?.strip_prefix(&format!("{prefix}/terms/"))
+}
+
 pub(super) fn lease(prefix: &str, name: &str) -> String {
     format!("{prefix}/leases/{name}")
 }

@@ -32,6 +32,11 @@ struct Held {
     row: Row,
 }
 
+/// A lease that nobody holds, of this term: as a row.
+pub(super) fn free(term: u64) -> Vec<u8> {
+    serde_json::to_vec(&Row { holder: String::new(), term, lasts_ms: 0 }).expect("texts and numbers are JSON")
+}
+
 pub(super) struct Leases {
     prefix: String,
     clock: Arc<dyn Clock>,

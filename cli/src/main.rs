@@ -2,6 +2,7 @@
 
 mod agent;
 mod apply;
+mod backup;
 mod chat;
 mod config;
 mod connection;
@@ -95,6 +96,10 @@ enum Command {
     Chat(chat::Options),
     /// Print what workers log.
     Logs(logs::Options),
+    /// Write everything that the control plane keeps into a file, the authority included.
+    Backup(backup::BackupOptions),
+    /// Put a backup into an empty store, on a machine with tandem-operator.
+    Restore(backup::RestoreOptions),
     /// Install the agent as a service of this machine.
     #[command(subcommand)]
     Agent(agent::Command),
@@ -147,6 +152,8 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Models(command) => return models::run(connect()?, &command).await,
         Command::Secret(command) => secret::run(connect()?, &command).await?,
         Command::Hosts(command) => hosts::run(connect()?, &command).await?,
+        Command::Backup(options) => backup::backup(connect()?, &options).await?,
+        Command::Restore(options) => backup::restore(&options)?,
         Command::JoinToken(options) => token::run(connect()?, &options).await?,
         Command::Chat(options) => chat::run(&connect, &options).await?,
         Command::Logs(options) => logs::run(connect()?, &options).await?,

@@ -45,6 +45,21 @@ async fn a_revocation_says_what_it_took_and_how_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_backup_is_private_and_overwrites_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let site = Site::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kept");
+    let path = file.to_str().unwrap();
+    let text = site.tandem(&["backup", path]).await.ok();
+    assert!(text.contains("written: 9 bytes"), "{text}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"all of it");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o077, 0);
+    site.tandem(&["backup", path]).await.refused(1, &["choose a name that is not there yet"]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"all of it");
+}
+
+#[tokio::test]
 async fn a_drain_ends_when_nothing_is_left_there() {
     let site = Site::start().await;
     site.fake.put(&host("mac-a", &["tiny-0"]));

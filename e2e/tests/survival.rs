@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
-use tandem_e2e::{DEPLOYMENT, Scene};
+use tandem_e2e::{DEPLOYMENT, Scene, Site};
 
 #[test]
 fn the_host_that_serves_dies_and_the_text_goes_on_word_for_word() {
@@ -95,4 +95,52 @@ fn the_control_plane_is_gone_and_the_model_answers() {
         .unwrap();
     scene.assert_same(&seen);
     assert_eq!(seen.seams.len(), 1, "a host died with nobody in charge, and the stream went on");
+}
+
+#[test]
+fn an_older_backup_is_restored_and_what_runs_runs_on() {
+    let mut scene = Scene::set(3, 0).unwrap();
+    let file = scene.site.dir().join("monday.backup");
+    let file = file.to_str().unwrap().to_owned();
+    let said = scene.site.tandem(&["backup", &file]).unwrap();
+    assert!(said.contains("written") && said.contains("can be anybody"), "{said}");
+    assert!(scene.site.tandem(&["backup", &file]).is_err(), "a backup overwrites nothing");
+    // What the backup does not know: a second copy, and terms that hosts have obeyed since.
+    scene.site.tandem(&["scale", DEPLOYMENT, "--replicas", "2"]).unwrap();
+    let two = |site: &Site, seconds| {
+        site.watch(DEPLOYMENT, Duration::from_secs(seconds), |object| object["status"]["readyCopies"] == 2)
+    };
+    two(&scene.site, 60).unwrap();
+    for _ in 0..3 {
+        scene.site.kill_operator().unwrap();
+        scene.site.start_operator().unwrap();
+    }
+
+    let data = scene.site.dir().join("operator");
+    let seen = scene
+        .meanwhile(30, |site, _| {
+            site.kill_operator()?;
+            let flags = ["restore", &file, "--data-dir", data.to_str().unwrap_or_default()];
+            let refused = format!("{:#}", site.tandem(&flags).unwrap_err());
+            anyhow::ensure!(refused.contains("the store is not empty"), "{refused}");
+            std::fs::remove_dir_all(&data)?;
+            let said = site.tandem(&flags)?;
+            anyhow::ensure!(said.contains("restored"), "{said}");
+            site.start_operator()
+        })
+        .unwrap();
+    scene.assert_unnoticed(&seen);
+    // The count of then, certificates of always: hosts are in session without joining again.
+    let site = &scene.site;
+    site.watch(DEPLOYMENT, Duration::from_secs(60), |object| {
+        object["spec"]["replicas"] != 2 && object["status"]["readyCopies"] == 1
+    })
+    .unwrap();
+    let hosts = site.tandem(&["get", "infh", "-o", "json"]).unwrap();
+    assert_eq!(hosts.matches("\"reason\": \"Reporting\"").count(), 3, "{hosts}");
+    // And it is changed like any other.
+    site.tandem(&["scale", DEPLOYMENT, "--replicas", "2"]).unwrap();
+    two(site, 60).unwrap();
+    let again = scene.ask(&tandem_e2e::story(40, 5)).unwrap();
+    assert!(!again.tokens.is_empty());
 }

@@ -79,6 +79,7 @@ pub(crate) fn refusal(error: StoreError) -> Status {
         StoreError::FieldConflict { .. } | StoreError::LeaseLost { .. } => Code::FailedPrecondition,
         StoreError::Invalid { .. } | StoreError::TooLarge { .. } => Code::InvalidArgument,
         StoreError::Expired { .. } => Code::OutOfRange,
+        StoreError::KeptElsewhere => Code::Unimplemented,
         _ => {
             tracing::error!(error = chain(&error), "the store failed");
             return Status::internal("the operator's store failed: see its log");

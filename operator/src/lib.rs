@@ -26,7 +26,7 @@ mod sources;
 mod supply;
 
 pub use pods::{ServiceAccount, ServiceAccounts};
-pub use run::{Operator, start};
+pub use run::{Operator, backup, restore, start};
 pub use settings::{Settings, SourceSettings, StoreSettings, Timing};
 
 /// Owns what the operator writes into objects.

@@ -2,11 +2,13 @@
 
 mod store_flags;
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tandem_operator::{Settings, SourceSettings, Timing};
 use tracing_subscriber::EnvFilter;
@@ -23,6 +25,71 @@ struct Cli {
 enum Command {
     /// Run an operator until it is told to end.
     Run(Run),
+    /// Write everything that the store keeps into a file: objects, members, secrets and the authority with its key.
+    ///
+    /// An embedded store must not be in use: `tandem backup` asks the operator that uses it. In Kubernetes, back up the cluster.
+    Backup(Kept),
+    /// Put a backup into an empty store: an embedded one, or one in etcd, whichever it was made of.
+    Restore(Kept),
+}
+
+#[derive(Args)]
+struct Kept {
+    /// The backup. It holds the cluster's private keys: keep it where only you read.
+    file: PathBuf,
+    /// Folder of an embedded store.
+    #[arg(long, env = "TANDEM_OPERATOR_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    store: store_flags::StoreFlags,
+}
+
+/// Largest backup that is read.
+const LARGEST_BACKUP: u64 = 1 << 30;
+
+impl Kept {
+    async fn backup(self) -> anyhow::Result<()> {
+        let bytes = tandem_operator::backup(&self.store.settings()?, self.data_dir.as_deref()).await?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.file)
+            .with_context(|| format!("{}: choose a name that is not there yet", self.file.display()))?;
+        file.write_all(&bytes)
+            .and_then(|()| file.sync_all())
+            .with_context(|| self.file.display().to_string())?;
+        println!(
+            "{} written: {} bytes. Whoever reads it can be anybody in the cluster.",
+            self.file.display(),
+            bytes.len()
+        );
+        Ok(())
+    }
+
+    async fn restore(self) -> anyhow::Result<()> {
+        let path = self.file.display().to_string();
+        let size = std::fs::metadata(&self.file).with_context(|| format!("{path} can't be read"))?.len();
+        anyhow::ensure!(size <= LARGEST_BACKUP, "{path} has {size} bytes: no backup is that large");
+        let bytes = std::fs::read(&self.file).with_context(|| format!("{path} can't be read"))?;
+        let said = tandem_operator::restore(&self.store.settings()?, self.data_dir.as_deref(), &bytes)
+            .await
+            .with_context(|| format!("{path} can't be restored"))?;
+        println!("restored {said}. Start the operators; hosts and gateways find them again.");
+        Ok(())
+    }
+}
+
+fn kept(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    tandem_pki::install_tls_provider();
+    let ended = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => Err(error.into()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
 }
 
 #[derive(Args)]
@@ -86,7 +153,11 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
-    let Command::Run(run) = Cli::parse().command;
+    let run = match Cli::parse().command {
+        Command::Run(run) => run,
+        Command::Backup(backup) => return kept(backup.backup()),
+        Command::Restore(restore) => return kept(restore.restore()),
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
     let log =

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use tandem_pki::{Identity, OPERATOR_LIFETIME};
-use tandem_store::{Clock, EmbeddedStore, EtcdStore, KubernetesStore, Store, SystemClock};
+use tandem_store::{Backup, Clock, EmbeddedStore, EtcdStore, KubernetesStore, Store, SystemClock};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -131,9 +131,50 @@ pub async fn start(settings: Settings) -> Result<Operator> {
 }
 
 async fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>> {
-    Ok(match &settings.store {
+    store(&settings.store, settings.data_dir.as_deref(), clock).await
+}
+
+/// Everything in a store, as a file's bytes. An embedded store must not be in use; etcd may be.
+///
+/// # Errors
+/// When the store can't be had or read.
+pub async fn backup(settings: &StoreSettings, data_dir: Option<&Path>) -> Result<Vec<u8>> {
+    let store = store(settings, data_dir, Arc::new(SystemClock)).await?;
+    let backup = store.export().await?;
+    store.close().await;
+    Ok(backup.encode())
+}
+
+/// Puts a backup into a store that holds nothing. Says what was in it.
+///
+/// # Errors
+/// When the bytes are no whole backup, or the store is not empty.
+pub async fn restore(settings: &StoreSettings, data_dir: Option<&Path>, bytes: &[u8]) -> Result<String> {
+    let backup = Backup::decode(bytes)?;
+    if let Some(dir) = data_dir {
+        make_private(dir)?;
+    }
+    let store = store(settings, data_dir, Arc::new(SystemClock)).await?;
+    let said = format!(
+        "{} objects and {} private records of {} ({})",
+        backup.objects.len(),
+        backup.records.len(),
+        backup.made,
+        backup.home
+    );
+    store.import(backup).await?;
+    store.close().await;
+    Ok(said)
+}
+
+async fn store(
+    settings: &StoreSettings,
+    data_dir: Option<&Path>,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<dyn Store>> {
+    Ok(match settings {
         StoreSettings::Embedded => {
-            let dir = settings.data_dir.as_ref().context("an embedded store wants a data folder")?;
+            let dir = data_dir.context("an embedded store wants a data folder")?;
             Arc::new(EmbeddedStore::open(&dir.join("store.redb"), clock).await?)
         }
         StoreSettings::Etcd(options) => Arc::new(EtcdStore::connect(options.clone(), clock).await?),

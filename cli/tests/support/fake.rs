@@ -12,11 +12,12 @@ use tandem_control_api::object_event::Type;
 use tandem_control_api::objects_server::Objects;
 use tandem_control_api::secrets_server::Secrets;
 use tandem_control_api::{
-    ApplyRequest, ApplyResponse, CordonRequest, DeleteRequest, DeleteResponse, DeleteSecretRequest,
-    DeleteSecretResponse, DrainHostRequest, EventList, EventsRequest, GatewaySummary, HostSummary, JoinToken,
-    JoinTokenRequest, ListRequest, ListSecretsRequest, LogChunk, LogsRequest, ModelsReply, ModelsRequest,
-    Object, ObjectEvent, ObjectList, ObjectRef, RevokeRequest, RevokeResponse, Role, ScaleRequest,
-    SecretList, SecretSummary, SetSecretRequest, StatusRequest, StatusResponse, apply_response,
+    ApplyRequest, ApplyResponse, BackupChunk, BackupRequest, CordonRequest, DeleteRequest, DeleteResponse,
+    DeleteSecretRequest, DeleteSecretResponse, DrainHostRequest, EventList, EventsRequest, GatewaySummary,
+    HostSummary, JoinToken, JoinTokenRequest, ListRequest, ListSecretsRequest, LogChunk, LogsRequest,
+    ModelsReply, ModelsRequest, Object, ObjectEvent, ObjectList, ObjectRef, RevokeRequest, RevokeResponse,
+    Role, ScaleRequest, SecretList, SecretSummary, SetSecretRequest, StatusRequest, StatusResponse,
+    apply_response,
 };
 use tandem_pki::{Identity, peer_identity};
 use tokio::sync::{broadcast, watch};
@@ -253,6 +254,7 @@ impl Objects for Fake {
 #[tonic::async_trait]
 impl Fleet for Fake {
     type LogsStream = Streamed<LogChunk>;
+    type BackupStream = Streamed<BackupChunk>;
     type ModelsStream = Streamed<ModelsReply>;
 
     async fn create_join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinToken> {
@@ -268,6 +270,12 @@ impl Fleet for Fake {
         host["spec"]["unschedulable"] = request.unschedulable.into();
         self.put(&host);
         object(&host)
+    }
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Answer<Self::BackupStream> {
+        admin(request)?;
+        let chunks = ["all ", "of it"].map(|data| Ok(BackupChunk { data: data.into() }));
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
     }
 
     async fn revoke(&self, request: Request<RevokeRequest>) -> Answer<RevokeResponse> {

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
-    CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest, LogChunk,
-    LogsRequest, ModelsRequest, Object, OperatorSummary, RevokeRequest, RevokeResponse, Role, StatusRequest,
-    StatusResponse, fleet_server,
+    BackupChunk, BackupRequest, CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken,
+    JoinTokenRequest, LogChunk, LogsRequest, ModelsRequest, Object, OperatorSummary, RevokeRequest,
+    RevokeResponse, Role, StatusRequest, StatusResponse, fleet_server,
 };
 use tandem_pki::Identity;
 use tandem_store::{Key, Kind, Selector};
@@ -30,6 +30,8 @@ const MANAGER: &str = "tandem-hosts";
 const TRIES: usize = 8;
 /// Lines that a log request gets unless it says.
 const DEFAULT_LINES: u32 = 100;
+/// Bytes of a backup in one message.
+const CHUNK: usize = 256 << 10;
 
 pub(super) struct Fleet(pub(super) Arc<Cluster>);
 
@@ -56,6 +58,7 @@ impl Fleet {
 #[tonic::async_trait]
 impl fleet_server::Fleet for Fleet {
     type LogsStream = Chunks;
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupChunk, Status>> + Send>>;
     type ModelsStream = models::Replies;
 
     async fn create_join_token(
@@ -110,6 +113,18 @@ impl fleet_server::Fleet for Fleet {
         self.0.wake.notify_one();
         tracing::warn!(%admin, %identity, certificates = serials.len(), "revoked");
         Ok(Response::new(RevokeResponse { serials }))
+    }
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let admin = caller::admin(&self.0, &request)?;
+        let backup = self.0.store.export().await.map_err(refusal)?;
+        tracing::warn!(%admin, ?backup, "gives a backup, the authority's key included");
+        let bytes = bytes::Bytes::from(backup.encode());
+        let chunks = (0..bytes.len()).step_by(CHUNK).map(move |from| {
+            let data = bytes.slice(from..bytes.len().min(from + CHUNK)).to_vec();
+            Ok(BackupChunk { data })
+        });
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
     }
 
     async fn cordon(&self, request: Request<CordonRequest>) -> Result<Response<Object>, Status> {

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tandem_servers::Etcd;
 use tandem_store::conformance::Home;
 use tandem_store::{
-    API_VERSION, ApplyOptions, EtcdOptions, EtcdStore, Key, Kind, ManualClock, Selector, Store, StoreError,
-    SystemClock, Watch, WatchEvent,
+    API_VERSION, ApplyOptions, Backup, EmbeddedStore, EtcdOptions, EtcdStore, Key, Kind, ManualClock,
+    Selector, Store, StoreError, SystemClock, Watch, WatchEvent,
 };
 use tokio::sync::Mutex;
 
@@ -159,4 +159,45 @@ async fn a_leader_that_was_away_writes_nothing_even_what_nobody_has_changed() {
     assert!(matches!(&late, StoreError::LeaseLost { holder, .. } if holder == "b"), "{late}");
     assert_eq!(new.get(&Key::host("mac-a")).await.unwrap().unwrap().version, read.version);
     new.replace(&read, "tandem-operator").await.unwrap();
+}
+
+/// What a store keeps, without what is counted anew.
+async fn kept(store: &dyn Store) -> (Vec<Value>, Vec<(String, Vec<u8>)>) {
+    let mut objects: Vec<Value> = store.export().await.unwrap().objects;
+    objects.iter_mut().for_each(|object| object["metadata"]["resourceVersion"] = Value::Null);
+    let records = store.records("members").await.unwrap();
+    (objects, records.into_iter().map(|record| (record.key, record.value)).collect())
+}
+
+#[tokio::test]
+async fn a_backup_goes_from_a_file_to_three_voters_and_back() {
+    let etcd = Etcd::start(3).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let open =
+        async |name: &str| EmbeddedStore::open(&dir.path().join(name), Arc::new(SystemClock)).await.unwrap();
+    let file = open("one.redb").await;
+    let host = json!({"apiVersion": API_VERSION, "kind": "InferenceHost", "metadata": {"name": "mac-a"}, "spec": {"term": 1}});
+    let host = file.create(host, "tandem-operator").await.unwrap();
+    let status = json!({"observedGeneration": 1});
+    file.replace_status(&host.key, &host.version, status).await.unwrap();
+    file.put_record("members", "tandem://host/mac-a", None, b"\x00{}".to_vec()).await.unwrap();
+    let term = file.acquire("leader", "a", Duration::from_secs(1), 41).await.unwrap().term;
+    let backup = Backup::decode(&file.export().await.unwrap().encode()).unwrap();
+
+    let voters = store(&etcd).await;
+    voters.import(backup.clone()).await.unwrap();
+    assert_eq!(kept(&voters).await, kept(&file).await);
+    // Who leads next is above whoever led before.
+    assert!(voters.acquire("leader", "b", Duration::from_secs(1), 0).await.unwrap().term > term);
+    assert!(matches!(voters.import(backup.clone()).await, Err(StoreError::NotEmpty)));
+    assert!(matches!(file.import(backup).await, Err(StoreError::NotEmpty)));
+
+    let back = open("two.redb").await;
+    back.import(voters.export().await.unwrap()).await.unwrap();
+    assert_eq!(kept(&back).await, kept(&file).await);
+    let read = back.get(&Key::host("mac-a")).await.unwrap().unwrap();
+    assert_eq!(read.json["metadata"]["uid"], host.json["metadata"]["uid"]);
+    // It is a store like any other.
+    back.replace(&read, "tandem-hosts").await.unwrap();
+    assert!(back.acquire("leader", "c", Duration::from_secs(1), 0).await.unwrap().term > term + 1);
 }

@@ -24,7 +24,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run an operator until it is told to end.
-    Run(Run),
+    Run(Box<Run>),
     /// Write everything that the store keeps into a file: objects, members, secrets and the authority with its key.
     ///
     /// An embedded store must not be in use: `tandem backup` asks the operator that uses it. In Kubernetes, back up the cluster.

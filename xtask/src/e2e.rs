@@ -2,6 +2,7 @@
 
 mod cluster;
 mod scenarios;
+mod streams;
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -11,6 +12,7 @@ use crate::programs;
 use crate::steps::{self, Outcome};
 
 use self::cluster::Cluster;
+use self::scenarios::Scenario;
 
 /// What clusters are made of.
 const TOOLS: [Tool; 7] =
@@ -61,15 +63,17 @@ pub(crate) fn step(scenarios: &[String], keep: bool) -> Result<Outcome> {
 fn inside(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let mut cluster = Cluster::start(&runtime)?;
-    let wanted =
+    let asked =
         |name: &str| options.scenarios.is_empty() || options.scenarios.iter().any(|other| other == name);
-    for (name, scenario) in scenarios::ALL {
-        if !wanted(name) && name != scenarios::FIRST {
+    let needed =
+        |name: &str| scenarios::ALL.iter().any(|other| asked(other.name) && other.needs.contains(&name));
+    for Scenario { name, run, .. } in scenarios::ALL {
+        if !asked(name) && !needed(name) {
             continue;
         }
         eprintln!("   {name} …");
         let begun = std::time::Instant::now();
-        if let Err(error) = scenario(&mut cluster) {
+        if let Err(error) = run(&mut cluster) {
             eprintln!("{}", cluster.story());
             if options.keep {
                 eprintln!(

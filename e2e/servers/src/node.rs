@@ -170,6 +170,15 @@ impl Machine {
         run("ip", &["link", "set", &format!("veth{}", self.number), state]).map(drop)
     }
 
+    /// Cuts its links to all other machines that are cut off like this, or mends them. Everybody else reaches it, and it them.
+    ///
+    /// # Errors
+    /// When the link is not there.
+    pub fn isolate(&self, isolated: bool) -> Result<()> {
+        let (port, state) = (format!("veth{}", self.number), if isolated { "on" } else { "off" });
+        run("bridge", &["link", "set", "dev", &port, "isolated", state]).map(drop)
+    }
+
     /// A command that runs on it.
     ///
     /// # Errors

@@ -20,6 +20,8 @@ pub(super) const SYSTEM: &str = "tandem-system";
 pub(super) const AGENTS: &str = "tandem-agents";
 /// Port on every node at which the operator is reached from outside.
 pub(super) const OPERATOR_PORT: u16 = 30743;
+/// Within what a cluster on a busy machine does anything.
+pub(super) const SOON: Duration = Duration::from_secs(90);
 /// Where machines see the examples of this repository.
 const EXAMPLES: &str = "/var/lib/tandem/examples";
 /// Kubernetes' own Service range has this one for DNS.
@@ -154,6 +156,12 @@ impl Cluster {
     /// The status of a condition of the tiny model's deployment.
     pub(super) fn condition(&self, name: &str) -> Result<String> {
         self.field(&["infd", "tiny-kimi"], &format!("{{.status.conditions[?(@.type=='{name}')].status}}"))
+    }
+
+    /// When a condition of the tiny model's deployment changed its status last.
+    pub(super) fn since(&self, name: &str) -> Result<String> {
+        let path = format!("{{.status.conditions[?(@.type=='{name}')].lastTransitionTime}}");
+        self.field(&["infd", "tiny-kimi"], &path)
     }
 
     /// What a person would look at first, for the report of a failure.

@@ -1,0 +1,93 @@
+//! Streams through a cluster's gateways, and what happens to them meanwhile.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tandem_e2e::{Client, Completion, story};
+
+use super::cluster::{Cluster, SOON, SYSTEM};
+
+/// Tokens of the long text.
+pub(super) const TOKENS: usize = 900;
+
+/// A gateway's pod on another machine than this host, and its address.
+fn gateway_away_from(cluster: &Cluster, host: &str) -> Result<(String, String)> {
+    let pods = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-n",
+        SYSTEM,
+        "-l",
+        "app.kubernetes.io/component=gateway",
+        "-o",
+        "json",
+    ])?;
+    let pods: Value = serde_json::from_str(&pods)?;
+    let pods = pods["items"].as_array().context("no pods")?;
+    let pod =
+        pods.iter().find(|pod| pod["spec"]["nodeName"] != host).context("every gateway is on that node")?;
+    let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok((text("/metadata/name"), format!("http://{}:8080", text("/status/podIP"))))
+}
+
+/// On which host a gateway's pod has this stream.
+fn serving_host(cluster: &Cluster, pod: &str, seen: &Completion) -> Result<String> {
+    let stream =
+        seen.about["stream"].as_str().and_then(|id| id.get(..8)).context("a stream without an id")?;
+    let log = cluster.kubectl(&["logs", "-n", SYSTEM, pod])?;
+    let line = log.lines().rfind(|line| line.contains(stream) && line.contains("\"replica\""));
+    let line: Value = serde_json::from_str(line.context("the gateway logged no attempt")?)?;
+    let replica = line["fields"]["replica"].as_str().context("the attempt has no replica")?;
+    Ok(replica.split('/').next().unwrap_or_default().to_owned())
+}
+
+/// The host that served last: which one serves next is known only when it does.
+fn likely_host(cluster: &Cluster) -> Result<String> {
+    let (pod, url) = gateway_away_from(cluster, "")?;
+    let seen = cluster.runtime.block_on(Client::new(&url)?.chat(&story(8, 5), |_| Ok(())))?;
+    serving_host(cluster, &pod, &seen)
+}
+
+/// The text of a calm run, through any gateway; the model is ready before.
+pub(super) fn calm(cluster: &Cluster) -> Result<Completion> {
+    let (_, url) = gateway_away_from(cluster, "")?;
+    let calm = cluster.runtime.block_on(Client::new(&url)?.chat(&story(TOKENS, 11), |_| Ok(())))?;
+    ensure!(calm.tokens.len() == TOKENS, "the calm run has {} tokens", calm.tokens.len());
+    Ok(calm)
+}
+
+/// Streams the text of the calm run through a gateway on another machine than the one that serves, and lets something happen to
+/// that one in mid-stream. What the client saw has to be the same. The host in question, and how long takeovers took.
+pub(super) fn meanwhile(
+    cluster: &mut Cluster,
+    calm: &Completion,
+    happens: impl FnOnce(&mut Cluster, &str) -> Result<()>,
+) -> Result<(String, Completion)> {
+    let runtime = cluster.runtime.clone();
+    // The gateway that is asked must not die with the host.
+    let pod = gateway_away_from(cluster, &likely_host(cluster)?)?;
+    let client = Client::new(&pod.1)?;
+    let (mut happened, mut happens) = (None, Some(happens));
+    let seen = runtime.block_on(client.chat(&story(TOKENS, 11), |so_far| {
+        if so_far.tokens.len() >= 40
+            && let Some(happens) = happens.take()
+        {
+            let host = serving_host(cluster, &pod.0, so_far)?;
+            happens(cluster, &host)?;
+            happened = Some(host);
+        }
+        Ok(())
+    }))?;
+    let host = happened.context("the text ended before anything happened")?;
+    ensure!(seen.tokens == calm.tokens && seen.text == calm.text, "the text is another");
+    Ok((host, seen))
+}
+
+/// Leaves the machine outside empty, so that nodes serve.
+pub(super) fn on_nodes(cluster: &Cluster) -> Result<()> {
+    cluster.tandem(&["hosts", "drain", "mac"])?;
+    cluster.until("nothing runs outside", SOON, || {
+        Ok(cluster.field(&["infh", "mac"], "{.status.workloads[*].id}")?.is_empty())
+    })?;
+    cluster.tandem(&["hosts", "uncordon", "mac"])?;
+    cluster.kubectl(&["wait", "--for=condition=Redundant", "infd/tiny-kimi", "--timeout=60s"]).map(drop)
+}

@@ -4,6 +4,7 @@
 //! written that did not change, apart from the renewals of a held lease.
 
 mod api;
+mod cache;
 mod cluster;
 mod events;
 mod lease;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use futures::{StreamExt as _, stream};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
@@ -28,6 +29,7 @@ use kube::core::params::{
 use serde_json::{Value, json};
 
 use self::api::{Api, Built, Failure};
+use self::cache::{Cache, Place};
 use self::cluster::Watched;
 use self::lease::Leases;
 use crate::clock::Clock;
@@ -60,6 +62,7 @@ pub struct KubernetesOptions {
 /// A store in a Kubernetes cluster.
 pub struct KubernetesStore {
     api: Api,
+    cache: Cache,
     options: KubernetesOptions,
     leases: Leases,
     watched: Watched,
@@ -80,6 +83,7 @@ impl KubernetesStore {
         let api = Api::new(client, &server);
         let store = Self {
             leases: Leases::new(&options.namespace, Arc::clone(&clock)),
+            cache: Cache::new(api.clone()),
             api,
             options,
             watched,
@@ -106,7 +110,7 @@ impl KubernetesStore {
     }
 
     /// Where the objects that are meant are: of the whole cluster, or namespace by namespace.
-    fn places(&self, selector: &Selector) -> Vec<(Kind, Option<String>)> {
+    fn places(&self, selector: &Selector) -> Vec<Place> {
         let kind = selector.kind;
         match &selector.namespace {
             Some(namespace) if kind.namespaced() => vec![(kind, Some(namespace.clone()))],
@@ -120,25 +124,23 @@ impl KubernetesStore {
         }
     }
 
-    /// The objects of one place, and the version of that list.
-    async fn list_place(
-        &self,
-        kind: Kind,
-        namespace: Option<&str>,
-        name: Option<&str>,
-    ) -> Result<(Vec<Object>, Version), StoreError> {
-        let params = ListParams {
-            field_selector: name.map(|name| format!("metadata.name={name}")),
-            ..ListParams::default()
+    /// The places to follow so that everything that is meant is seen; none where that would take a watch of its own.
+    fn kept_places(&self, selector: &Selector) -> Option<Vec<Place>> {
+        let places = self.places(&Selector::all(selector.kind));
+        let Some(namespace) = selector.namespace.as_deref().filter(|_| selector.kind.namespaced()) else {
+            return Some(places);
         };
-        let request = Request::new(paths::collection(kind, namespace)).list(&params);
-        let mut list: Value = self.api.ask(request).await?;
-        let version =
-            list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let items = list.get_mut("items").map(Value::take).unwrap_or_default();
-        let objects =
-            items.as_array().cloned().unwrap_or_default().into_iter().filter_map(paths::object).collect();
-        Ok((objects, Version(version)))
+        let holds = |(_, place): &Place| place.as_deref().is_none_or(|place| place == namespace);
+        let places: Vec<Place> = places.into_iter().filter(holds).collect();
+        (!places.is_empty()).then_some(places)
+    }
+
+    /// What is kept of these places, if it is no older than what this process has written and read.
+    async fn kept(&self, selector: &Selector) -> Option<Vec<Arc<cache::Shelf>>> {
+        let places = self.kept_places(selector)?;
+        let shelves: Vec<_> = places.iter().map(|place| self.cache.shelf(place)).collect();
+        let current = join_all(shelves.iter().map(|shelf| shelf.current())).await;
+        current.into_iter().all(|current| current).then_some(shelves)
     }
 
     /// The object as it is, for a write that was refused or has to be told apart from none.
@@ -182,10 +184,43 @@ impl KubernetesStore {
 
     async fn write_object(&self, key: &Key, request: Built) -> Result<Object, StoreError> {
         match self.api.ask::<Value>(request).await {
-            Ok(json) => paths::object(json).ok_or_else(|| StoreError::NotFound(key.clone())),
+            Ok(json) => {
+                let object = paths::object(json).ok_or_else(|| StoreError::NotFound(key.clone()))?;
+                self.cache.seen(&object);
+                Ok(object)
+            }
             Err(error) => Err(self.refused(key, error).await),
         }
     }
+}
+
+/// The objects of one place, and the version of that list.
+async fn list_place(
+    api: &Api,
+    (kind, namespace): &Place,
+    name: Option<&str>,
+) -> Result<(Vec<Object>, Version), StoreError> {
+    let params = ListParams {
+        field_selector: name.map(|name| format!("metadata.name={name}")),
+        ..ListParams::default()
+    };
+    let request = Request::new(paths::collection(*kind, namespace.as_deref())).list(&params);
+    let mut list: Value = api.ask(request).await?;
+    let version =
+        list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let items = list.get_mut("items").map(Value::take).unwrap_or_default();
+    let objects =
+        items.as_array().cloned().unwrap_or_default().into_iter().filter_map(paths::object).collect();
+    Ok((objects, Version(version)))
+}
+
+/// In order, and with the oldest of the versions: a watch from there misses nothing.
+fn listing(parts: impl IntoIterator<Item = (Vec<Object>, Version)>) -> Listing {
+    let (parts, versions): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let version = versions.into_iter().min_by_key(watch::number);
+    let mut objects: Vec<Object> = parts.into_iter().flatten().collect();
+    objects.sort_by(|one, other| one.key.cmp(&other.key));
+    Listing { objects, version: version.unwrap_or_else(|| Version(String::new())) }
 }
 
 async fn config(options: &KubernetesOptions) -> Result<kube::Config, StoreError> {
@@ -233,7 +268,7 @@ impl Store for KubernetesStore {
         let request = Request::new(paths::collection_of(key)?)
             .get(&key.name, &kube::core::params::GetParams::default());
         match self.api.ask::<Value>(request).await {
-            Ok(json) => Ok(paths::object(json)),
+            Ok(json) => Ok(paths::object(json).inspect(|object| self.cache.seen(object))),
             Err(failure) if failure.code() == 404 => Ok(None),
             Err(failure) => Err(failure.into()),
         }
@@ -241,40 +276,47 @@ impl Store for KubernetesStore {
 
     async fn list(&self, selector: &Selector) -> Result<Listing, StoreError> {
         let places = self.places(selector);
-        let lists = places
-            .iter()
-            .map(|(kind, namespace)| self.list_place(*kind, namespace.as_deref(), selector.name.as_deref()));
-        let lists = try_join_all(lists).await?;
-        // A watch from the oldest of these lists misses nothing.
-        let version = lists.iter().map(|(_, version)| version.clone()).min_by_key(watch::number);
-        let mut objects: Vec<Object> = lists
-            .into_iter()
-            .flat_map(|(objects, _)| objects)
-            .filter(|object| selector.matches(&object.key))
-            .collect();
-        objects.sort_by(|one, other| one.key.cmp(&other.key));
-        Ok(Listing { objects, version: version.unwrap_or_else(|| Version(String::new())) })
+        let lists = places.iter().map(|place| list_place(&self.api, place, selector.name.as_deref()));
+        let mut listing = listing(try_join_all(lists).await?);
+        listing.objects.retain(|object| selector.matches(&object.key));
+        listing.objects.iter().for_each(|object| self.cache.seen(object));
+        Ok(listing)
+    }
+
+    async fn recent(&self, selector: &Selector) -> Result<Listing, StoreError> {
+        match self.kept(selector).await {
+            Some(shelves) => Ok(listing(shelves.iter().map(|shelf| shelf.objects(selector)))),
+            None => self.list(selector).await,
+        }
     }
 
     async fn watch(&self, selector: Selector, since: Option<Version>) -> Result<Watch, StoreError> {
         let places = self.places(&selector);
-        let follow = |(kind, namespace): (Kind, Option<String>), version: Version| {
+        let follow = |(kind, namespace): Place, version: Version| {
             watch::follow(self.api.clone(), kind, namespace, selector.name.clone(), version)
         };
         if let Some(since) = since {
             let watches = places.into_iter().map(|place| follow(place, since.clone()));
             return Ok(stream::select_all(watches).boxed());
         }
-        let lists = places
-            .iter()
-            .map(|(kind, namespace)| self.list_place(*kind, namespace.as_deref(), selector.name.as_deref()));
+        if let Some(shelves) = self.kept(&selector).await {
+            let (mut parts, mut changes) = (Vec::new(), Vec::new());
+            for shelf in shelves {
+                let (objects, version, then) = shelf.follow(&selector);
+                parts.push((objects, version));
+                changes.push(then);
+            }
+            let existing = listing(parts);
+            let changes = stream::select_all(changes).take_until(self.api.closed());
+            return Ok(listed_first(existing.objects, existing.version, changes));
+        }
+        let lists = places.iter().map(|place| list_place(&self.api, place, selector.name.as_deref()));
         let lists = try_join_all(lists).await?;
-        let oldest = lists.iter().map(|(_, version)| version.clone()).min_by_key(watch::number);
         let watches =
             places.into_iter().zip(&lists).map(|(place, (_, version))| follow(place, version.clone()));
         let changes = stream::select_all(watches.collect::<Vec<_>>());
-        let objects = lists.into_iter().flat_map(|(objects, _)| objects).collect();
-        Ok(listed_first(objects, oldest.unwrap_or_else(|| Version(String::new())), changes))
+        let existing = listing(lists);
+        Ok(listed_first(existing.objects, existing.version, changes))
     }
 
     async fn apply(
@@ -384,7 +426,18 @@ impl Store for KubernetesStore {
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let request = Request::new(paths::collection_of(key)?).delete(&key.name, &params);
         match self.api.ask::<Value>(request).await {
-            Ok(_) => Ok(object),
+            Ok(left) => {
+                // Somebody's finalizer keeps it, marked as going.
+                let kept = left.pointer("/metadata/finalizers").and_then(Value::as_array);
+                match kept
+                    .filter(|finalizers| !finalizers.is_empty())
+                    .and_then(|_| paths::object(left.clone()))
+                {
+                    Some(going) => self.cache.seen(&going),
+                    None => self.cache.removed(&object),
+                }
+                Ok(object)
+            }
             Err(error) => Err(self.refused(key, error).await),
         }
     }

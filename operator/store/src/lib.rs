@@ -128,6 +128,12 @@ pub trait Store: Send + Sync + 'static {
     /// Every object that is meant, at one moment.
     async fn list(&self, selector: &Selector) -> Result<Listing, StoreError>;
 
+    /// What a list says now or has said a moment ago, but never older than anything that this store has written, read or listed.
+    /// Costs little, however often it is asked.
+    async fn recent(&self, selector: &Selector) -> Result<Listing, StoreError> {
+        self.list(selector).await
+    }
+
     /// With no `since`: every existing object, a bookmark, then changes in their order. With `since`: the changes after that
     /// version, or [`StoreError::Expired`] when they are no longer kept.
     async fn watch(&self, selector: Selector, since: Option<Version>) -> Result<Watch, StoreError>;

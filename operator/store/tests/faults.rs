@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tandem_servers::{ControlPlane, Fault, FaultProxy, User};
 use tandem_store::{
-    API_VERSION, ApplyOptions, Key, Kind, KubernetesOptions, KubernetesStore, Selector, Store, StoreError,
-    SystemClock, Watch, WatchEvent,
+    API_VERSION, ApplyOptions, Key, Kind, KubernetesOptions, KubernetesStore, Listing, Selector, Store,
+    StoreError, SystemClock, Watch, WatchEvent,
 };
 
 /// Longer than the store lets a watch be silent.
@@ -63,6 +64,10 @@ impl Site {
         watch
     }
 
+    fn names(&self, listing: Result<Listing, StoreError>) -> Vec<String> {
+        listing.unwrap().objects.into_iter().map(|object| object.key.name).collect()
+    }
+
     /// Names that a watch says were made, as many as these.
     async fn hears(&self, watch: &mut Watch, names: &[&str]) {
         for name in names {
@@ -108,12 +113,97 @@ async fn a_busy_server_a_cut_and_a_silent_watch_miss_and_double_nothing() {
 #[tokio::test]
 async fn a_watch_from_too_long_ago_says_so() {
     let site = site().await;
-    let mut watch = site.watch().await;
+    let all = Selector::all(Kind::InferenceDeployment);
+    let version = site.store.list(&all).await.unwrap().version;
     site.proxy.strike(Fault::Gone, 1, is_watch);
-    site.proxy.cut_all();
+    let mut watch = site.store.watch(all, Some(version)).await.unwrap();
     let said = tokio::time::timeout(SOON, watch.next()).await.expect("a word");
     assert!(matches!(said, Some(Err(StoreError::Expired { .. }))), "{said:?}");
     assert!(watch.next().await.is_none());
+}
+
+#[tokio::test]
+async fn changes_that_the_server_no_longer_keeps_are_told_from_a_new_list() {
+    let site = site().await;
+    site.apply("a").await;
+    site.apply("b").await;
+    let mut watch = site.watch().await;
+    // While nothing comes through, one goes and one is made; then the server has forgotten both.
+    site.proxy.strike(Fault::Stall, 1, is_watch);
+    site.proxy.cut_all();
+    site.proxy.struck(1).await;
+    site.plane.kubectl(&["delete", "infd", "a", "--namespace=llm"]).unwrap();
+    site.apply("c").await;
+    site.proxy.strike(Fault::Gone, 1, is_watch);
+    site.proxy.cut_all();
+    let gone = tokio::time::timeout(SOON, watch.next()).await.expect("the watch has recovered").unwrap();
+    assert!(matches!(gone, Ok(WatchEvent::Deleted(object)) if object.key.name == "a"));
+    site.hears(&mut watch, &["c"]).await;
+    site.apply("d").await;
+    site.hears(&mut watch, &["d"]).await;
+    assert_eq!(
+        site.names(site.store.recent(&Selector::all(Kind::InferenceDeployment)).await),
+        ["b", "c", "d"]
+    );
+}
+
+#[tokio::test]
+async fn nobody_reads_less_than_what_was_written_here() {
+    let site = site().await;
+    let all = Selector::all(Kind::InferenceDeployment);
+    for name in ["a", "b", "c"] {
+        site.apply(name).await;
+        assert_eq!(site.names(site.store.recent(&all).await).last().unwrap(), name);
+    }
+    site.store.delete(&Key::deployment("llm", "b"), None).await.unwrap();
+    assert_eq!(site.names(site.store.recent(&all).await), ["a", "c"]);
+    // Not even while no change comes through: then the server is asked.
+    site.proxy.strike(Fault::Stall, 1, is_watch);
+    site.proxy.cut_all();
+    site.proxy.struck(1).await;
+    site.apply("d").await;
+    assert_eq!(site.names(site.store.recent(&all).await), ["a", "c", "d"]);
+    drop(site.watch().await);
+}
+
+#[tokio::test]
+async fn however_many_follow_the_server_sees_one_watch() {
+    const READERS: usize = 40;
+    let site = site().await;
+    let (lists, watches) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let count = (Arc::clone(&lists), Arc::clone(&watches));
+    // Strikes nobody, and counts.
+    site.proxy.strike(Fault::Cut, 1, move |method, uri| {
+        if method == "GET" && uri.contains("/inferencehosts?") {
+            let kind = if uri.contains("watch=true") { &count.1 } else { &count.0 };
+            kind.fetch_add(1, Ordering::SeqCst);
+        }
+        false
+    });
+    let mut readers = Vec::new();
+    for number in 0..READERS {
+        let host = json!({"apiVersion": API_VERSION, "kind": "InferenceHost", "metadata": {"name": format!("host-{number}")}, "spec": {"term": 1}});
+        let key = site.store.create(host, "operator").await.unwrap().key;
+        let own = Selector { name: Some(key.name), ..Selector::all(Kind::InferenceHost) };
+        let mut watch = site.store.watch(own, None).await.unwrap();
+        assert!(matches!(watch.next().await, Some(Ok(WatchEvent::Added(_)))));
+        assert!(matches!(watch.next().await, Some(Ok(WatchEvent::Bookmark(_)))));
+        readers.push(watch);
+    }
+    let all = site.store.recent(&Selector::all(Kind::InferenceHost)).await.unwrap();
+    assert_eq!(all.objects.len(), READERS);
+    for mut object in all.objects.into_iter().rev() {
+        object.json["spec"]["unschedulable"] = json!(true);
+        site.store.replace(&object, "operator").await.unwrap();
+    }
+    for watch in &mut readers {
+        let said = tokio::time::timeout(SOON, watch.next()).await.expect("a word").unwrap().unwrap();
+        let WatchEvent::Modified(object) = said else { panic!("not a change") };
+        assert_eq!(object.spec()["unschedulable"], true);
+    }
+    assert_eq!(lists.load(Ordering::SeqCst), 1);
+    // One ends after half a minute, and is begun anew.
+    assert!(watches.load(Ordering::SeqCst) < READERS / 4, "{watches:?}");
 }
 
 #[tokio::test]

@@ -76,6 +76,8 @@ pub enum Tool {
     Prometheus,
     /// glua, the Lua that Argo CD evaluates health checks with.
     Lua,
+    /// kstatus: what the library that helm and Flux wait by makes of an object on standard input.
+    Kstatus,
 }
 
 /// How one program is built.
@@ -118,10 +120,11 @@ const CNI: [Program; 5] = [
 const CORE_DNS: [Program; 1] = [program("coredns", "github.com/coredns/coredns")];
 const PROMETHEUS: [Program; 1] = [program("promtool", "github.com/prometheus/prometheus/cmd/promtool")];
 const LUA: [Program; 1] = [program("glua", "github.com/yuin/gopher-lua/cmd/glua")];
+const KSTATUS: [Program; 1] = [program("kstatus", "tandem.dev/e2e/tools/kstatus")];
 
 impl Tool {
     /// Every tool, in the order in which they are built.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Kubernetes,
         Self::Etcd,
         Self::Containerd,
@@ -131,6 +134,7 @@ impl Tool {
         Self::Helm,
         Self::Prometheus,
         Self::Lua,
+        Self::Kstatus,
     ];
 
     fn programs(self) -> &'static [Program] {
@@ -144,6 +148,7 @@ impl Tool {
             Self::CoreDns => &CORE_DNS,
             Self::Prometheus => &PROMETHEUS,
             Self::Lua => &LUA,
+            Self::Kstatus => &KSTATUS,
         }
     }
 
@@ -158,6 +163,7 @@ impl Tool {
             Self::CoreDns => "coredns".to_owned(),
             Self::Prometheus => "prometheus".to_owned(),
             Self::Lua => "lua".to_owned(),
+            Self::Kstatus => "kstatus".to_owned(),
         }
     }
 
@@ -324,7 +330,9 @@ fn modules() -> &'static Path {
 /// Changes with everything that a build depends on.
 fn digest(module: &Path, tool: Tool) -> Result<String> {
     let mut hasher = Sha256::new();
-    for file in ["go.mod", "go.sum"] {
+    // A module that brings its own program.
+    let own = module.join("main.go").exists().then_some("main.go");
+    for file in ["go.mod", "go.sum"].into_iter().chain(own) {
         let path = module.join(file);
         hasher.update(fs::read(&path).with_context(|| format!("{} can't be read", path.display()))?);
     }

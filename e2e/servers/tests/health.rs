@@ -1,5 +1,5 @@
-//! Tools that deploy read a deployment's conditions right: helm by kstatus, which Flux uses, too, `kubectl wait`, and Argo CD by the
-//! health check in examples/gitops. The statuses are the planner's own.
+//! Tools that deploy read a deployment's conditions right: helm and Flux by kstatus, `kubectl wait`, and Argo CD by the health check in
+//! examples/gitops. The statuses are the planner's own.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the fleet is small")]
 
@@ -7,8 +7,9 @@
 mod fleet;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use fleet::{Fleet, spec};
 use kube::Api;
@@ -118,6 +119,55 @@ fn argo_cd_reads_every_state() {
     fleet.apply("kimi", spec(0, 0), 1);
     fleet.settle();
     assert_eq!(argo(fleet.deployment("kimi"), dir.path()).0, "Suspended");
+}
+
+/// What kstatus makes of it: status and message.
+fn kstatus(object: &Value) -> (String, String) {
+    let program = Tools::find().unwrap().program(Tool::Kstatus, "kstatus").unwrap();
+    let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(object.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "kstatus can't read {object}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let (status, message) = said.trim_end().split_once('\n').unwrap();
+    (status.to_owned(), message.to_owned())
+}
+
+#[test]
+fn kstatus_reads_every_state() {
+    let definitions = tandem_crds::generated_files().into_iter();
+    let mut definitions = definitions.map(|(_, yaml)| serde_yaml::from_str::<Value>(&yaml).unwrap());
+    let definition = definitions.find(|crd| crd["spec"]["names"]["kind"] == "InferenceDeployment").unwrap();
+    let unseen =
+        &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["default"];
+    // As the server would have it: it counts generations, and says of what no operator has seen yet that none has.
+    let stored = |object: &InferenceDeployment, generation: i64| {
+        let mut object = serde_json::to_value(object).unwrap();
+        object["apiVersion"] = json!(tandem_crds::API_VERSION);
+        object["kind"] = json!("InferenceDeployment");
+        object["metadata"]["generation"] = json!(generation);
+        if object["status"].is_null() {
+            object["status"] = unseen.clone();
+        }
+        object
+    };
+    let mut failed = 0;
+    for State { name, object, reads, .. } in states() {
+        let generation = object.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(1);
+        let (status, message) = kstatus(&stored(&object, generation));
+        assert_eq!(status, format!("{reads:?}"), "{name}: {message}");
+        assert!(!message.is_empty(), "{name} says nothing");
+        failed += u32::from(reads == Reads::Failed);
+
+        // Whatever is said of the generation before, one that the operator has not seen is in progress.
+        let (status, message) = kstatus(&stored(&object, generation + 1));
+        assert_eq!(status, "InProgress", "{name}, changed: {message}");
+
+        let mut deleted = stored(&object, generation);
+        deleted["metadata"]["deletionTimestamp"] = json!("2026-03-01T12:00:00Z");
+        assert_eq!(kstatus(&deleted).0, "Terminating", "{name}, deleted");
+    }
+    assert_eq!(failed, 2);
 }
 
 /// A chart with the one object.

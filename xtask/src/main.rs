@@ -12,15 +12,22 @@ mod steps;
 mod test;
 mod tools;
 
-use std::process::ExitCode;
+use std::env;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use tandem_servers::Minor;
+use tandem_servers::tools::MINOR;
 
 /// Build, test and show Tandem.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
+    /// Which minor of Kubernetes tests run against: `1.N`, `oldest` or `newest` [default: $TANDEM_KUBERNETES, else the newest].
+    #[arg(long, value_name = "MINOR", global = true)]
+    kubernetes: Option<String>,
     #[command(subcommand)]
     task: Task,
 }
@@ -47,13 +54,26 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse().task) {
+    let Arguments { kubernetes, task } = Arguments::parse();
+    match kubernetes.map_or(Ok(()), |minor| choose(&minor)).and_then(|()| run(&task)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tests are processes of their own and learn of the minor from their environment. This process has the one that it was started with,
+/// so it starts itself once more with the right one.
+fn choose(minor: &str) -> Result<()> {
+    let minor = Minor::named(minor)?.to_string();
+    if env::var(MINOR).is_ok_and(|chosen| chosen == minor) {
+        return Ok(());
+    }
+    let program = env::current_exe().context("this program's own path is unknown")?;
+    let error = Command::new(program).args(env::args_os().skip(1)).env(MINOR, minor).exec();
+    Err(error).context("this program can't be started again")
 }
 
 fn run(task: &Task) -> Result<()> {

@@ -12,8 +12,8 @@ use sha2::{Digest as _, Sha256};
 
 /// Overrides where kube-apiserver, etcd and kubectl are, as it does for other projects.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
-/// Which minor of Kubernetes is tested against, such as `1.34`; the newest, if it is not set.
-const MINOR: &str = "TANDEM_KUBERNETES";
+/// Which minor of Kubernetes is tested against, such as `1.34` or `oldest`; the newest, if it is not set.
+pub const MINOR: &str = "TANDEM_KUBERNETES";
 
 /// A minor version of Kubernetes that Tandem supports: `1.N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,12 +46,27 @@ impl Minor {
     /// # Errors
     /// When it is none of those supported.
     pub fn wanted() -> Result<Self> {
+        match env::var(MINOR) {
+            Ok(wanted) => Self::named(&wanted).context(MINOR),
+            Err(_) => Self::named("newest"),
+        }
+    }
+
+    /// The one of that name: `1.N`, `oldest` or `newest`.
+    ///
+    /// # Errors
+    /// When it is none of those supported.
+    pub fn named(name: &str) -> Result<Self> {
         let supported = Self::supported()?;
-        let newest = *supported.last().context("there is no module kubernetes-1.N in e2e/tools")?;
-        let Ok(wanted) = env::var(MINOR) else { return Ok(newest) };
-        let found = supported.iter().find(|minor| minor.to_string() == wanted);
-        let named = || supported.iter().map(Self::to_string).collect::<Vec<_>>().join(", ");
-        found.copied().with_context(|| format!("{MINOR} is {wanted}: use one of {}", named()))
+        let found = match name {
+            "oldest" => supported.first(),
+            "newest" => supported.last(),
+            name => supported.iter().find(|minor| minor.to_string() == name),
+        };
+        let names = || supported.iter().map(|minor| format!("{minor}, ")).collect::<String>();
+        found.copied().with_context(|| {
+            format!("Kubernetes {name} is not supported: use one of {}oldest or newest", names())
+        })
     }
 }
 

@@ -84,6 +84,9 @@ impl Gateway {
         args.extend(["--data-dir".to_owned(), self.dir.display().to_string()]);
         args.extend(["--listen".to_owned(), gateway.listen.to_string()]);
         args.extend(["--advertise".to_owned(), gateway.advertise.clone()]);
+        if gateway.unauthenticated {
+            args.push("--unauthenticated".to_owned());
+        }
         Some(Start {
             id: ID.to_owned(),
             epoch: EPOCH,

@@ -80,6 +80,9 @@ pub struct RunArgs {
     /// Where clients reach the gateway [default: http://ADDRESS:PORT]
     #[arg(long, value_name = "URL", requires = "gateway_listen")]
     gateway_advertise: Option<String>,
+    /// Let in clients of the gateway without an API key. On loopback they are let in anyway
+    #[arg(long, requires = "gateway_listen")]
+    gateway_unauthenticated: bool,
     /// What workers may take of this machine's memory, such as 400GB [default: all that nothing else holds]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
@@ -118,6 +121,8 @@ pub(crate) struct GatewaySettings {
     pub(crate) program: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: String,
+    /// Clients need no API key.
+    pub(crate) unauthenticated: bool,
 }
 
 impl Settings {
@@ -148,6 +153,7 @@ impl Settings {
                 program: program(args.gateway_program, "tandem-gateway")?,
                 listen,
                 advertise: args.gateway_advertise.unwrap_or_else(|| advertised(&address, listen)),
+                unauthenticated: args.gateway_unauthenticated,
             })
         });
         let mut access = Access::default();

@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Base address of a gateway; without it the operator is asked for one.
     #[arg(long, env = "TANDEM_GATEWAY", value_name = "URL")]
     gateway: Option<String>,
+    /// An API key, where the gateway wants one. Other users of this machine can read command lines: prefer the variable.
+    #[arg(long, env = "TANDEM_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<String>,
     /// What the model is told first.
     #[arg(long)]
     system: Option<String>,
@@ -135,7 +138,10 @@ impl Chat<'_> {
         let request = self.request();
         let mut refused = Vec::new();
         for gateway in &self.gateways {
-            let asked = self.http.post(format!("{gateway}/v1/chat/completions")).json(&request);
+            let mut asked = self.http.post(format!("{gateway}/v1/chat/completions")).json(&request);
+            if let Some(key) = &self.options.api_key {
+                asked = asked.bearer_auth(key.trim());
+            }
             match asked.send().await {
                 Ok(response) => return checked(response).await,
                 Err(error) if error.is_connect() => refused.push(gateway.as_str()),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use tandem_control_api::fleet_client::FleetClient;
+use tandem_control_api::keys_client::KeysClient;
 use tandem_control_api::objects_client::ObjectsClient;
 use tandem_control_api::secrets_client::SecretsClient;
 use tandem_control_api::{EventsRequest, ListRequest, ObjectRef};
@@ -35,6 +36,8 @@ pub(crate) struct Connection {
     pub(crate) objects: ObjectsClient<Channel>,
     /// Hosts, tokens, logs, weights.
     pub(crate) fleet: FleetClient<Channel>,
+    /// API keys.
+    pub(crate) keys: KeysClient<Channel>,
     /// Secrets.
     pub(crate) secrets: SecretsClient<Channel>,
     /// Namespace of deployments.
@@ -69,6 +72,7 @@ impl Connection {
         Ok(Self {
             objects: ObjectsClient::new(channel.clone()).max_decoding_message_size(MESSAGE),
             fleet: FleetClient::new(channel.clone()),
+            keys: KeysClient::new(channel.clone()),
             secrets: SecretsClient::new(channel).max_decoding_message_size(MESSAGE),
             namespace,
             operator: config.operator,

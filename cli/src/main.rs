@@ -10,6 +10,7 @@ mod describe;
 mod events;
 mod get;
 mod hosts;
+mod keys;
 mod logs;
 mod manifests;
 mod models;
@@ -90,6 +91,9 @@ enum Command {
     /// Set, list and delete secrets, such as tokens of private hubs.
     #[command(subcommand)]
     Secret(secret::Command),
+    /// Make, list and delete API keys of clients.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Make a single-use token with which a host or a gateway joins.
     JoinToken(token::Options),
     /// Talk to a model through a gateway.
@@ -151,6 +155,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Status => status::run(connect()?).await?,
         Command::Models(command) => return models::run(connect()?, &command).await,
         Command::Secret(command) => secret::run(connect()?, &command).await?,
+        Command::Keys(command) => keys::run(connect()?, &command).await?,
         Command::Hosts(command) => hosts::run(connect()?, &command).await?,
         Command::Backup(options) => backup::backup(connect()?, &options).await?,
         Command::Restore(options) => backup::restore(&options)?,

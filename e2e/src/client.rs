@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -63,6 +64,7 @@ pub struct Completion {
 pub struct Client {
     http: reqwest::Client,
     base: String,
+    key: Option<String>,
 }
 
 impl Client {
@@ -73,7 +75,21 @@ impl Client {
     pub fn new(base: &str) -> Result<Self> {
         tandem_pki::install_tls_provider();
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy().build()?;
-        Ok(Self { http, base: base.to_owned() })
+        Ok(Self { http, base: base.to_owned(), key: None })
+    }
+
+    /// The same with an API key.
+    #[must_use]
+    pub fn with_key(self, key: Option<String>) -> Self {
+        Self { key, ..self }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     /// A streamed chat completion; `seen` is called after every token with what has come so far, and ends the request
@@ -90,8 +106,7 @@ impl Client {
         let fields = body.as_object_mut().context("a request is an object")?;
         fields.insert("stream".into(), json!(true));
         fields.insert("logprobs".into(), json!(true));
-        let response =
-            self.http.post(format!("{}/v1/chat/completions", self.base)).json(&body).send().await?;
+        let response = self.request(Method::POST, "/v1/chat/completions").json(&body).send().await?;
         let status = response.status().as_u16();
         if status != 200 {
             let text = response.text().await?;
@@ -129,8 +144,7 @@ impl Client {
     /// # Errors
     /// When nobody answers with JSON, or the answer is no error.
     pub async fn refusal(&self, path: &str, body: &Value) -> Result<Failure> {
-        let response =
-            self.http.post(format!("{}{path}", self.base)).timeout(CHUNK).json(body).send().await?;
+        let response = self.request(Method::POST, path).timeout(CHUNK).json(body).send().await?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get("retry-after");
         let retry_after = retry_after.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
@@ -139,15 +153,17 @@ impl Client {
         Ok(Failure { status, retry_after, error })
     }
 
-    /// Whether the server lists a model now; not when it does not listen.
+    /// Whether the server lists a model now; not when it does not listen or does not let us in.
     ///
     /// # Errors
     /// When its answer is no list of models.
     pub async fn lists(&self, model: &str) -> Result<bool> {
-        let Ok(response) = self.http.get(format!("{}/v1/models", self.base)).timeout(CHUNK).send().await
-        else {
+        let Ok(response) = self.request(Method::GET, "/v1/models").timeout(CHUNK).send().await else {
             return Ok(false);
         };
+        if response.status() == StatusCode::UNAUTHORIZED {
+            return Ok(false);
+        }
         let answer: Value = response.json().await.context("the answer is not JSON")?;
         let models = answer["data"].as_array().context("the answer lists nothing")?;
         Ok(models.iter().any(|listed| listed["id"] == model))

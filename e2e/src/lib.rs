@@ -18,5 +18,5 @@ pub use client::{Client, Completion, Failure, Seam, Token};
 pub use process::Process;
 pub use programs::Programs;
 pub use scene::{Scene, story};
-pub use site::{Host, Layout, Site};
+pub use site::{Host, Layout, Site, until};
 pub use tiny::{DEPLOYMENT, MODEL, deploy, manifest, model_file};

@@ -80,6 +80,14 @@ impl Scene {
         until(Duration::from_secs(30), || self.runtime.block_on(client.lists(MODEL)))
     }
 
+    /// Whether a client is told of the model.
+    ///
+    /// # Errors
+    /// When the gateway's answer can't be understood.
+    pub fn lists(&self, client: &Client) -> Result<bool> {
+        self.runtime.block_on(client.lists(MODEL))
+    }
+
     /// Streams the text through a client, and calls `seen` after every token.
     ///
     /// # Errors

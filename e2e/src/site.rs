@@ -419,7 +419,10 @@ fn free_port() -> Result<u16> {
 }
 
 /// Asks until it is so. For what gives no event: a process that doesn't listen yet.
-pub(crate) fn until(limit: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+///
+/// # Errors
+/// When it is not so within the limit, or can't be asked.
+pub fn until(limit: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < limit {
         if so()? {

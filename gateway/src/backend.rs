@@ -65,6 +65,7 @@ impl Backend for Gateway {
         let Some(table) = self.fleet.table() else { return Vec::new() };
         let model = |route: &crate::Route, name: &String| Model {
             id: name.clone(),
+            answers_to: name.clone(),
             created: route.created,
             owned_by: route.namespace.clone(),
             context_tokens: route.context_tokens,

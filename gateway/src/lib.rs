@@ -1,7 +1,9 @@
 //! A gateway: OpenAI's API for clients, and a ledger of each stream over the workers behind it.
 //!
-//! [`Fleet`] knows the workers and how they are, [`follow_routes`] keeps it true, [`Gateway`] serves choices on it.
+//! [`Fleet`] knows the workers and how they are, [`follow_routes`] keeps it true, [`Gateway`] serves choices on it;
+//! [`Access`] knows whom to let in.
 
+mod access;
 mod attempt;
 mod backend;
 mod choice;
@@ -12,6 +14,7 @@ mod replica;
 mod routes;
 mod table;
 
+pub use access::{Access, KeyGate};
 pub use backend::Gateway;
 pub use fleet::Fleet;
 pub use identity::{IdentityError, Join, adopt, identity, keep_renewed};

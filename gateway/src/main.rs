@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use tandem_gateway::{
-    Fleet, Gateway, HealthBounds, Join, Operator, Policy, RoutesFile, Table, adopt, follow_routes, identity,
-    keep_renewed,
+    Access, Fleet, Gateway, HealthBounds, Join, KeyGate, Operator, Policy, RoutesFile, Table, adopt,
+    follow_routes, identity, keep_renewed,
 };
 use tandem_openai::{Backend, Bounds, Limits, router, serve};
 use tandem_pki::{PodFiles, local_address_towards};
@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 /// How long cancels may take after the last client was let go.
@@ -58,6 +59,9 @@ struct Args {
     /// Where clients are served. There is no TLS: put it behind something that has, or keep it on loopback
     #[arg(long, env = "TANDEM_GATEWAY_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    /// Let in clients without an API key, to every model and without limits. On loopback they are let in anyway
+    #[arg(long, env = "TANDEM_GATEWAY_UNAUTHENTICATED")]
+    unauthenticated: bool,
     /// Where clients reach this gateway [default: http://LISTEN, with the address towards the operator for 0.0.0.0]
     #[arg(long, env = "TANDEM_GATEWAY_ADVERTISE")]
     advertise: Option<String>,
@@ -124,9 +128,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
 
     let fleet = Fleet::new(credentials.subscribe(), HealthBounds::default());
+    let access = Access::new(args.unauthenticated || address.ip().is_loopback());
     let file = RoutesFile::new(&args.data_dir);
     match file.load() {
-        Ok(Some(table)) => fleet.apply(Table::parse(table)),
+        Ok(Some(table)) => {
+            access.apply(&table.keys);
+            fleet.apply(Table::parse(table));
+        }
         Ok(None) => {}
         Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
     }
@@ -141,7 +149,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         advertise,
     };
     let mut upkeep = JoinSet::new();
-    upkeep.spawn(follow_routes(operator, fleet.clone(), file));
+    upkeep.spawn(follow_routes(operator.clone(), fleet.clone(), access.clone(), file));
+    upkeep.spawn(access.clone().keep_reporting(operator.clone()));
     upkeep.spawn(adopt(dir.clone(), credentials.clone()));
     upkeep.spawn(keep_renewed(dir, args.operator, credentials));
 
@@ -155,8 +164,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let limits = Limits { grace: Duration::from_secs(args.grace_seconds), ..Limits::default() };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    if args.unauthenticated && !address.ip().is_loopback() {
+        tracing::warn!("whoever reaches this gateway may use every model: clients without a key are let in");
+    }
     tracing::info!(%address, "serving");
-    serve(listener, router(backend, Bounds::default()), limits, async {
+    let gate = Arc::new(KeyGate(access.clone()));
+    serve(listener, router(backend, gate, Bounds::default()), limits, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -166,6 +179,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     .await;
     upkeep.abort_all();
     gateway.settle(SETTLE).await;
+    // What the last streams have used.
+    if timeout(SETTLE, access.report(&operator)).await.is_err() {
+        tracing::warn!("what keys have used in the last seconds was not counted: no operator answers");
+    }
     Ok(())
 }
 

@@ -14,8 +14,9 @@ use tandem_pki::{Credentials, Identity};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
+use crate::access::Access;
 use crate::fleet::Fleet;
 use crate::table::Table;
 
@@ -109,7 +110,7 @@ pub struct Operator {
 }
 
 /// Follows the route table for ever, through every loss of an operator.
-pub async fn follow_routes(operator: Operator, fleet: Arc<Fleet>, file: RoutesFile) {
+pub async fn follow_routes(operator: Operator, fleet: Arc<Fleet>, access: Arc<Access>, file: RoutesFile) {
     let backoff = backon::ExponentialBuilder::new()
         .with_min_delay(FIRST_RETRY)
         .with_max_delay(LAST_RETRY)
@@ -119,7 +120,7 @@ pub async fn follow_routes(operator: Operator, fleet: Arc<Fleet>, file: RoutesFi
     let mut silent = false;
     for url in operator.urls.iter().cycle() {
         let mut heard = false;
-        let error = listen(url, &operator, &fleet, &file, &mut heard).await;
+        let error = listen(url, &operator, (&fleet, &access), &file, &mut heard).await;
         if heard {
             (delays, silent) = (backoff.build(), false);
         }
@@ -135,25 +136,13 @@ pub async fn follow_routes(operator: Operator, fleet: Arc<Fleet>, file: RoutesFi
 async fn listen(
     url: &str,
     operator: &Operator,
-    fleet: &Fleet,
+    (fleet, access): (&Fleet, &Access),
     file: &RoutesFile,
     heard: &mut bool,
 ) -> String {
-    let tls = operator.credentials.borrow().client_tls(&Identity::Operator);
-    let channel = async {
-        Endpoint::from_shared(url.to_owned())?
-            .tls_config(tls)?
-            .connect_timeout(CONNECT_WITHIN)
-            // A cable that was pulled says nothing by itself.
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_WITHIN)
-            .connect()
-            .await
-    };
-    let channel = match timeout(CONNECT_WITHIN * 2, channel).await {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return chain(&error),
-        Err(_) => return "connecting took too long".to_owned(),
+    let channel = match connect(url, operator).await {
+        Ok(channel) => channel,
+        Err(error) => return error,
     };
     let request = RoutesRequest { protocol: Some(Protocol::own(&[])), url: operator.advertise.clone() };
     let mut client = GatewaysClient::new(channel).max_decoding_message_size(MAX_TABLE);
@@ -169,11 +158,31 @@ async fn listen(
                 tracing::info!(version = table.version, models = table.models.len(), "a new route table");
                 trust(operator, &table).await;
                 keep(file, table.clone()).await;
+                access.apply(&table.keys);
                 fleet.apply(Table::parse(table));
             }
             Ok(None) => return "the operator ended the stream".to_owned(),
             Err(status) => return status.message().to_owned(),
         }
+    }
+}
+
+/// The way to an operator, or a sentence that says why there is none.
+pub(crate) async fn connect(url: &str, operator: &Operator) -> Result<Channel, String> {
+    let tls = operator.credentials.borrow().client_tls(&Identity::Operator);
+    let channel = async {
+        Endpoint::from_shared(url.to_owned())?
+            .tls_config(tls)?
+            .connect_timeout(CONNECT_WITHIN)
+            // A cable that was pulled says nothing by itself.
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WITHIN)
+            .connect()
+            .await
+    };
+    match timeout(CONNECT_WITHIN * 2, channel).await {
+        Ok(connected) => connected.map_err(|error| chain(&error)),
+        Err(_) => Err("connecting took too long".to_owned()),
     }
 }
 

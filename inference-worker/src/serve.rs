@@ -10,7 +10,7 @@ use clap::Args;
 use futures::StreamExt;
 use futures::stream;
 use indicatif::{ProgressBar, ProgressStyle};
-use tandem_openai::{Backend, Bounds, EventStream, Limits, Model, Refusal, router, single_attempt};
+use tandem_openai::{Backend, Bounds, EventStream, Limits, Model, Open, Refusal, router, single_attempt};
 use tandem_worker_api::{GenerateRequest, SamplingDefaults};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -142,7 +142,7 @@ async fn serve(
         }
     };
     let limits = Limits { grace: GRACE, ..Limits::default() };
-    tandem_openai::serve(listener, router(backend, Bounds::default()), limits, end).await;
+    tandem_openai::serve(listener, router(backend, Arc::new(Open), Bounds::default()), limits, end).await;
     worker.stop();
     Ok(outcome?)
 }
@@ -170,6 +170,7 @@ impl Backend for InProcess {
     fn models(&self) -> Vec<Model> {
         let model = |id: &String| Model {
             id: id.clone(),
+            answers_to: id.clone(),
             created: self.created,
             owned_by: "inference-worker".to_owned(),
             context_tokens: self.worker.context_tokens(),

@@ -3,7 +3,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto/control.proto");
     let descriptors = protox::compile(["proto/control.proto"], ["proto"])?;
     // What carries secrets says by hand what may be shown of it.
-    let secret = ["Credential", "ModelsPull", "SetSecretRequest"];
+    let secret = ["CreatedKey", "Credential", "ModelsPull", "SetSecretRequest"];
     let secret = secret.map(|message| format!(".tandem.control.v1alpha1.{message}"));
     tonic_prost_build::configure().build_transport(true).skip_debug(secret).compile_fds(descriptors)?;
     Ok(())

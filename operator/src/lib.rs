@@ -8,6 +8,7 @@ mod attention;
 pub mod authority;
 mod caller;
 mod cluster;
+mod keys;
 mod lead;
 mod logs;
 mod membership;

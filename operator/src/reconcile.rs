@@ -26,7 +26,7 @@ use crate::models::{Found, Knowledge, Models};
 use crate::pods::host_of;
 use crate::rollout::{self, Rollout};
 use crate::serve::ready;
-use crate::{secrets, supply};
+use crate::{keys, secrets, supply};
 
 /// How often attention to silence is accounted for.
 const LOOK: Duration = Duration::from_millis(500);
@@ -157,6 +157,7 @@ impl Control {
         let cluster = Arc::clone(&self.cluster);
         let observed = observe::observe(&cluster).await?;
         let revoked = cluster.refresh_revoked().await?;
+        let keys = keys::to_let_in(&*cluster.store, cluster.now()).await?;
         let term = self.leadership.keep(observed.newest_term, observed.unknown_term).await;
         let due = observed.next_change;
         let credentials = credentials(&cluster, &observed).await?;
@@ -195,13 +196,9 @@ impl Control {
             apply::refused(&cluster, &observed, &findings, &mut self.said).await?;
             return Ok(due);
         }
-        routes::publish(
-            &cluster.routes,
-            &mut self.version,
-            &plan.routes,
-            revoked,
-            cluster.authority.certificate_pem(),
-        );
+        let ca_pem = cluster.authority.certificate_pem().to_owned();
+        let said = routes::Said { revoked, ca_pem, keys };
+        routes::publish(&cluster.routes, &mut self.version, &plan.routes, said);
         let nothing = BTreeMap::new();
         supply(if term.is_some() { &plan.specs } else { &nothing });
         if term.is_some() {

@@ -4,6 +4,7 @@ mod agents;
 mod enrollment;
 mod fleet;
 mod gateways;
+mod keys;
 mod models;
 mod objects;
 mod report;
@@ -16,6 +17,7 @@ use tandem_control_api::agents_server::AgentsServer;
 use tandem_control_api::enrollment_server::EnrollmentServer;
 use tandem_control_api::fleet_server::FleetServer;
 use tandem_control_api::gateways_server::GatewaysServer;
+use tandem_control_api::keys_server::KeysServer;
 use tandem_control_api::objects_server::ObjectsServer;
 use tandem_control_api::secrets_server::SecretsServer;
 use tandem_pki::{ClientCertificates, incoming};
@@ -59,6 +61,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, listener: TcpListener) -> anyhow:
             SecretsServer::new(secrets::Secrets(Arc::clone(&cluster)))
                 .max_decoding_message_size(LARGEST_REQUEST),
         )
+        .add_service(KeysServer::new(keys::Keys(Arc::clone(&cluster))))
         .add_service(FleetServer::new(fleet::Fleet(cluster)))
         .serve_with_incoming_shutdown(callers, shutdown.cancelled_owned())
         .await?;

@@ -8,16 +8,18 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
 use tandem_control_api::fleet_server::Fleet;
+use tandem_control_api::keys_server::Keys;
 use tandem_control_api::object_event::Type;
 use tandem_control_api::objects_server::Objects;
 use tandem_control_api::secrets_server::Secrets;
 use tandem_control_api::{
-    ApplyRequest, ApplyResponse, BackupChunk, BackupRequest, CordonRequest, DeleteRequest, DeleteResponse,
-    DeleteSecretRequest, DeleteSecretResponse, DrainHostRequest, EventList, EventsRequest, GatewaySummary,
-    HostSummary, JoinToken, JoinTokenRequest, ListRequest, ListSecretsRequest, LogChunk, LogsRequest,
-    ModelsReply, ModelsRequest, Object, ObjectEvent, ObjectList, ObjectRef, RevokeRequest, RevokeResponse,
-    Role, ScaleRequest, SecretList, SecretSummary, SetSecretRequest, StatusRequest, StatusResponse,
-    apply_response,
+    ApiKey, ApplyRequest, ApplyResponse, BackupChunk, BackupRequest, CordonRequest, CreateKeyRequest,
+    CreatedKey, DeleteKeyRequest, DeleteKeyResponse, DeleteRequest, DeleteResponse, DeleteSecretRequest,
+    DeleteSecretResponse, DrainHostRequest, EventList, EventsRequest, GatewaySummary, HostSummary, JoinToken,
+    JoinTokenRequest, KeyList, KeySummary, ListKeysRequest, ListRequest, ListSecretsRequest, LogChunk,
+    LogsRequest, ModelsReply, ModelsRequest, Object, ObjectEvent, ObjectList, ObjectRef, RevokeRequest,
+    RevokeResponse, Role, ScaleRequest, SecretList, SecretSummary, SetSecretRequest, StatusRequest,
+    StatusResponse, apply_response,
 };
 use tandem_pki::{Identity, peer_identity};
 use tokio::sync::{broadcast, watch};
@@ -50,6 +52,7 @@ struct State {
     models: Vec<ModelsReply>,
     /// Namespace and name → values.
     secrets: BTreeMap<(String, String), BTreeMap<String, String>>,
+    keys: Vec<ApiKey>,
     gateways: Vec<GatewaySummary>,
     /// Requests as they came, for the tests to look at.
     asked: Vec<String>,
@@ -367,6 +370,37 @@ impl Secrets for Fake {
             Status::not_found(format!("there is no secret {name}: see `tandem secret list`"))
         })?;
         Ok(Response::new(DeleteSecretResponse {}))
+    }
+}
+
+/// The text of every key that this operator makes.
+const KEY: &str = "tdm-0123456789";
+
+#[tonic::async_trait]
+impl Keys for Fake {
+    async fn create(&self, request: Request<CreateKeyRequest>) -> Answer<CreatedKey> {
+        let key = admin(request)?.key.unwrap_or_default();
+        self.lock().keys.push(key.clone());
+        Ok(Response::new(CreatedKey { key: Some(key), text: KEY.to_owned() }))
+    }
+
+    async fn list(&self, request: Request<ListKeysRequest>) -> Answer<KeyList> {
+        let namespace = admin(request)?.namespace;
+        let state = self.lock();
+        let meant = state.keys.iter().filter(|key| namespace.is_empty() || key.namespace == namespace);
+        let keys = meant.map(|key| KeySummary { key: Some(key.clone()), ..KeySummary::default() }).collect();
+        Ok(Response::new(KeyList { keys }))
+    }
+
+    async fn delete(&self, request: Request<DeleteKeyRequest>) -> Answer<DeleteKeyResponse> {
+        let DeleteKeyRequest { namespace, name } = admin(request)?;
+        let mut state = self.lock();
+        let before = state.keys.len();
+        state.keys.retain(|key| (&key.namespace, &key.name) != (&namespace, &name));
+        if state.keys.len() == before {
+            return Err(Status::not_found(format!("there is no key {namespace}/{name}")));
+        }
+        Ok(Response::new(DeleteKeyResponse {}))
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tandem_control_api::fleet_server::FleetServer;
+use tandem_control_api::keys_server::KeysServer;
 use tandem_control_api::objects_server::ObjectsServer;
 use tandem_control_api::secrets_server::SecretsServer;
 use tandem_pki::{CertificateAuthority, ClientCertificates, Credentials, Identity};
@@ -56,6 +57,7 @@ impl Site {
             .unwrap()
             .add_service(ObjectsServer::from_arc(Arc::clone(&fake)))
             .add_service(FleetServer::from_arc(Arc::clone(&fake)))
+            .add_service(KeysServer::from_arc(Arc::clone(&fake)))
             .add_service(SecretsServer::from_arc(Arc::clone(&fake)))
             .serve_with_incoming(TcpIncoming::from(listener));
         let server = tokio::spawn(async move { server.await.unwrap() });

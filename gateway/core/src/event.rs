@@ -111,6 +111,19 @@ pub enum Refusal {
     /// No model of this name.
     #[error("{0}")]
     ModelNotFound(String),
+    /// Who asks has not shown a key that is let in.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// A limit of the key that was shown is reached.
+    #[error("this key's limit of {limit} {what} a minute is reached; try again in {} s", seconds(.retry_after))]
+    Limited {
+        /// `requests` or `tokens`.
+        what: &'static str,
+        /// How much a minute.
+        limit: u64,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Every replica is full.
     #[error("every replica is busy; try again in {} s", seconds(.retry_after))]
     Overloaded {

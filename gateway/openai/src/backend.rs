@@ -32,6 +32,8 @@ pub trait Backend: Send + Sync + 'static {
 pub struct Model {
     /// The name.
     pub id: String,
+    /// By which name the backend knows it: the same, unless a client's key has names of its own.
+    pub answers_to: String,
     /// Seconds since 1970.
     pub created: u64,
     /// Whom to ask about it: a namespace, or the program that serves it.

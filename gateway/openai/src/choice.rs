@@ -1,10 +1,12 @@
 //! One choice of a request: its events folded into steps that can be sent.
 
+use std::sync::Arc;
+
 use futures::stream::{self, Stream, StreamExt};
 use tandem_gateway_core::fold::{Delta, Fold, Format, Usage};
 use tandem_gateway_core::{Event, Refusal, Seam, Token};
 
-use crate::EventStream;
+use crate::{EventStream, Visitor};
 
 /// What one token, or the end, adds to a choice.
 #[derive(Debug, Default)]
@@ -27,19 +29,31 @@ pub(crate) struct Choice {
     fold: Fold,
     seam: Option<Seam>,
     offset: usize,
+    visitor: Arc<dyn Visitor>,
 }
 
 impl Choice {
     /// Waits until a worker takes it, so that a refusal can still become an HTTP status.
-    pub(crate) async fn start(index: u32, mut events: EventStream, format: Format) -> Result<Self, Refusal> {
+    pub(crate) async fn start(
+        index: u32,
+        mut events: EventStream,
+        format: Format,
+        visitor: Arc<dyn Visitor>,
+    ) -> Result<Self, Refusal> {
         let mut fold = Fold::new(format);
         match events.next().await {
-            Some(Ok(Event::Started(prompt))) => fold.begin(&prompt),
+            Some(Ok(Event::Started(prompt))) => {
+                // The prompt counts once, however many choices it has and however many workers read it.
+                if index == 0 {
+                    visitor.used(prompt.tokens, 0);
+                }
+                fold.begin(&prompt);
+            }
             Some(Err(refusal)) => return Err(refusal),
             Some(Ok(_)) => return Err(Refusal::Internal("the stream began without a prompt".to_owned())),
             None => return Err(cut()),
         }
-        Ok(Self { index, events, fold, seam: None, offset: 0 })
+        Ok(Self { index, events, fold, seam: None, offset: 0, visitor })
     }
 
     /// Its steps. The events are dropped, which cancels the choice, as soon as the last step is made.
@@ -58,6 +72,7 @@ impl Choice {
                 Event::Started(prompt) => self.fold.begin(&prompt),
                 Event::Seam(seam) => self.seam = Some(seam),
                 Event::Token(token) => {
+                    self.visitor.used(0, 1);
                     let delta = self.fold.push(&token);
                     let offset = self.offset;
                     self.offset += String::from_utf8_lossy(&token.bytes).chars().count();

@@ -99,6 +99,14 @@ impl From<Refusal> for ApiError {
             Refusal::ModelNotFound(_) => Self::status(StatusCode::NOT_FOUND, message)
                 .with_param(Some("model".to_owned()))
                 .with_code("model_not_found"),
+            Refusal::Unauthenticated(_) => {
+                Self::status(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
+            }
+            Refusal::Limited { retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+                    .with_code("rate_limit_exceeded")
+                    .after(retry_after)
+            }
             Refusal::Overloaded { retry_after } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
                     .with_code("overloaded")
@@ -131,6 +139,9 @@ impl IntoResponse for ApiError {
         if let Some(after) = retry_after {
             let seconds = after.as_secs().max(1) + u64::from(after.subsec_nanos() > 0 && after.as_secs() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if hopeless {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -11,6 +11,7 @@ mod choice;
 mod completion;
 mod error;
 mod fields;
+mod gate;
 mod json;
 mod logprobs;
 mod request;
@@ -18,6 +19,7 @@ mod routes;
 mod serve;
 
 pub use backend::{Backend, EventStream, Model, single_attempt};
+pub use gate::{Gate, Open, Visitor};
 pub use routes::{Bounds, router};
 pub use serve::{Limits, serve};
 pub use tandem_gateway_core::{Event, FinishReason, Prompt, Refusal, Seam, Token};

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -13,12 +13,13 @@ use futures::future::try_join_all;
 use futures::stream::{self, StreamExt};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
+use tandem_worker_api::GenerateRequest;
 
 use crate::answer::{self, Envelope};
 use crate::choice::Choice;
 use crate::error::ApiError;
 use crate::request::{self, Parsed};
-use crate::{Backend, Model};
+use crate::{Backend, Gate, Model, Visitor};
 
 /// What a request may cost before it is understood.
 #[derive(Clone, Copy, Debug)]
@@ -37,12 +38,25 @@ impl Default for Bounds {
 
 struct App {
     backend: Arc<dyn Backend>,
+    gate: Arc<dyn Gate>,
     bounds: Bounds,
 }
 
+impl App {
+    /// Who asks; before anything that they send is read.
+    fn visitor(&self, headers: &HeaderMap) -> Result<Arc<dyn Visitor>, ApiError> {
+        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let key = shown.and_then(|value| {
+            let (scheme, key) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+        });
+        Ok(self.gate.admit(key)?)
+    }
+}
+
 /// The endpoints over a backend: `/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` (this process
-/// runs) and `/ready` (it can answer).
-pub fn router(backend: Arc<dyn Backend>, bounds: Bounds) -> Router {
+/// runs) and `/ready` (it can answer). Those under `/v1` are for whom the gate lets in.
+pub fn router(backend: Arc<dyn Backend>, gate: Arc<dyn Gate>, bounds: Bounds) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
@@ -53,17 +67,23 @@ pub fn router(backend: Arc<dyn Backend>, bounds: Bounds) -> Router {
         .route("/ready", get(ready))
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(App { backend, bounds }))
+        .with_state(Arc::new(App { backend, gate, bounds }))
 }
 
-async fn chat(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    let visitor = app.visitor(&headers)?;
     let body = read(body, app.bounds).await?;
-    answer(&app, request::chat(&body)?).await
+    answer(&app, visitor, request::chat(&body)?).await
 }
 
-async fn completions(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+async fn completions(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let visitor = app.visitor(&headers)?;
     let body = read(body, app.bounds).await?;
-    answer(&app, request::completion(&body)?).await
+    answer(&app, visitor, request::completion(&body)?).await
 }
 
 async fn read(body: Body, bounds: Bounds) -> Result<Bytes, ApiError> {
@@ -81,18 +101,21 @@ async fn read(body: Body, bounds: Bounds) -> Result<Bytes, ApiError> {
     }
 }
 
-async fn answer(app: &App, parsed: Parsed) -> Result<Response, ApiError> {
-    let known = app.backend.models();
-    if !known.iter().any(|model| model.id == parsed.model) {
+async fn answer(app: &App, visitor: Arc<dyn Visitor>, parsed: Parsed) -> Result<Response, ApiError> {
+    let known = visitor.models(app.backend.models());
+    let Some(asked) = known.iter().find(|offer| offer.id == parsed.model) else {
         return Err(ApiError::model_not_found(&parsed.model, &names(known)));
-    }
+    };
+    let model = asked.answers_to.clone();
+    visitor.begin()?;
     let stream = hex::encode(rand::random::<[u8; 16]>());
     // One seed for all choices: draws are keyed by the choice as well. 53 bits survive every JSON reader.
     let seed = rand::random::<u64>() >> 11;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let started = try_join_all((0..parsed.choices).map(|choice| {
-        let events = app.backend.open(parsed.generate(&stream, choice, seed, created));
-        Choice::start(choice, events, parsed.format.clone())
+        let request =
+            GenerateRequest { model: model.clone(), ..parsed.generate(&stream, choice, seed, created) };
+        Choice::start(choice, app.backend.open(request), parsed.format.clone(), visitor.clone())
     }))
     .await?;
     let steps = stream::select_all(started.into_iter().map(|choice| choice.steps().boxed())).boxed();
@@ -105,7 +128,15 @@ async fn answer(app: &App, parsed: Parsed) -> Result<Response, ApiError> {
         include_usage: parsed.include_usage,
         logprobs: parsed.logprobs,
     };
-    if parsed.stream { Ok(answer::streamed(envelope, steps)) } else { answer::whole(envelope, steps).await }
+    let mut response = if parsed.stream {
+        answer::streamed(envelope, steps)
+    } else {
+        answer::whole(envelope, steps).await?
+    };
+    for (name, value) in visitor.left() {
+        response.headers_mut().insert(name, value.into());
+    }
+    Ok(response)
 }
 
 fn names(models: Vec<Model>) -> Vec<String> {
@@ -122,13 +153,17 @@ fn listed(model: &Model) -> serde_json::Value {
     listed
 }
 
-async fn models(State(app): State<Arc<App>>) -> Response {
-    let data: Vec<_> = app.backend.models().iter().map(listed).collect();
-    Json(json!({"object": "list", "data": data})).into_response()
+async fn models(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let data: Vec<_> = app.visitor(&headers)?.models(app.backend.models()).iter().map(listed).collect();
+    Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
 
-async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let known = app.backend.models();
+async fn model(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let known = app.visitor(&headers)?.models(app.backend.models());
     match known.iter().find(|model| model.id == id) {
         Some(model) => Ok(Json(listed(model)).into_response()),
         None => Err(ApiError::model_not_found(&id, &names(known))),

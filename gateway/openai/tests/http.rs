@@ -29,6 +29,7 @@ impl Backend for Scripted {
         ["tiny", "llm/tiny"]
             .map(|id| Model {
                 id: id.to_owned(),
+                answers_to: id.to_owned(),
                 created: 5,
                 owned_by: "llm".to_owned(),
                 context_tokens: 512,
@@ -69,9 +70,14 @@ impl Site {
         let address = listener.local_addr().unwrap();
         let backend = Arc::new(Scripted { open: Box::new(open), ready: Ok(()) });
         let (end, ended) = oneshot::channel::<()>();
-        let server = tokio::spawn(serve(listener, router(backend, bounds), limits, async {
-            ended.await.unwrap_or_default();
-        }));
+        let server = tokio::spawn(serve(
+            listener,
+            router(backend, Arc::new(tandem_openai::Open), bounds),
+            limits,
+            async {
+                ended.await.unwrap_or_default();
+            },
+        ));
         Self { url: format!("http://{address}"), address, client: reqwest::Client::new(), end, server }
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use tandem_control_api::{ModelRoute, Replica, RouteTable};
 use tandem_gateway::{Fleet, Gateway, HealthBounds, Policy, Table};
-use tandem_openai::{Backend, Bounds, Limits, router, serve};
+use tandem_openai::{Backend, Bounds, Limits, Open, router, serve};
 use tandem_pki::{CertificateAuthority, HOST_LIFETIME, Identity, install_tls_provider};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -86,10 +86,14 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ended) = oneshot::channel::<()>();
-        let server =
-            tokio::spawn(serve(listener, router(backend, Bounds::default()), Limits::default(), async {
+        let server = tokio::spawn(serve(
+            listener,
+            router(backend, Arc::new(Open), Bounds::default()),
+            Limits::default(),
+            async {
                 ended.await.unwrap_or_default();
-            }));
+            },
+        ));
         Self { workers, url, fleet, end, server, gateway }
     }
 

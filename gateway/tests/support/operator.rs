@@ -10,6 +10,7 @@ use tandem_control_api::enrollment_server::{Enrollment, EnrollmentServer};
 use tandem_control_api::gateways_server::{Gateways, GatewaysServer};
 use tandem_control_api::{
     AgentMessage, Certificate, CertifyRequest, JoinRequest, OperatorMessage, RouteTable, RoutesRequest,
+    UsageReceipt, UsageReport,
 };
 use tandem_pki::{
     CertificateAuthority, ClientCertificates, HOST_LIFETIME, Identity, JoinToken, OPERATOR_LIFETIME,
@@ -24,6 +25,8 @@ pub struct Operator {
     pub address: SocketAddr,
     pub token: String,
     pub tables: tokio::sync::watch::Sender<RouteTable>,
+    /// What the gateway has said that keys have used.
+    pub reports: tokio::sync::watch::Sender<Vec<UsageReport>>,
     runtime: Option<Runtime>,
 }
 
@@ -37,7 +40,8 @@ impl Operator {
         let token = JoinToken::generate(authority.fingerprint()).to_string();
         let tables = tokio::sync::watch::Sender::new(table);
         let desk = Desk { authority: authority.clone(), token: token.clone() };
-        let routes = Routes { tables: tables.clone() };
+        let reports = tokio::sync::watch::Sender::new(Vec::new());
+        let routes = Routes { tables: tables.clone(), reports: reports.clone() };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.spawn(async move {
@@ -52,7 +56,7 @@ impl Operator {
                 .await
                 .unwrap();
         });
-        Self { address, token, tables, runtime: Some(runtime) }
+        Self { address, token, tables, reports, runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
@@ -94,6 +98,7 @@ impl Enrollment for Desk {
 
 struct Routes {
     tables: tokio::sync::watch::Sender<RouteTable>,
+    reports: tokio::sync::watch::Sender<Vec<UsageReport>>,
 }
 
 #[tonic::async_trait]
@@ -105,6 +110,12 @@ impl Gateways for Routes {
         let tables = WatchStream::new(self.tables.subscribe()).map(Ok);
         // The watch's sender lives as long as the operator: the stream ends with it.
         Ok(Response::new(tables.chain(stream::pending()).boxed()))
+    }
+
+    async fn report_usage(&self, request: Request<UsageReport>) -> Result<Response<UsageReceipt>, Status> {
+        assert!(matches!(peer_identity(&request)?, Identity::Gateway(_)));
+        self.reports.send_modify(|reports| reports.push(request.into_inner()));
+        Ok(Response::new(UsageReceipt {}))
     }
 }
 

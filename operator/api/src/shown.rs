@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Credential, ModelsPull, SetSecretRequest};
+use crate::{CreatedKey, Credential, ModelsPull, SetSecretRequest};
 
 /// Stands for a value, and tells no more than whether there is one.
 struct Hidden<'a>(&'a str);
@@ -47,6 +47,13 @@ impl fmt::Debug for SetSecretRequest {
     }
 }
 
+impl fmt::Debug for CreatedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, text } = self;
+        f.debug_struct("CreatedKey").field("key", key).field("text", &Hidden(text)).finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,7 +71,8 @@ mod tests {
             values: [("token".to_owned(), value())].into_iter().collect(),
             ..SetSecretRequest::default()
         };
-        let said = format!("{message:?} {pull:?} {set:?}");
+        let created = CreatedKey { text: value(), ..CreatedKey::default() };
+        let said = format!("{message:?} {pull:?} {set:?} {created:?}");
         assert!(!said.contains("s3cr3t"), "{said}");
         assert!(said.contains("llm/kimi") && said.contains("hub") && said.contains("token"), "{said}");
     }

@@ -1,9 +1,11 @@
-//! Who is who: identities in certificates, the cluster's own authority, join tokens, and the TLS settings made of them.
+//! Who is who: identities in certificates, the cluster's own authority, join tokens, clients' API keys, and the
+//! TLS settings made of them.
 //!
 //! Every process has one certificate with one role and one name in a SAN URI. Servers are verified by DNS names that no
 //! DNS serves (`kimi-1.mac-a.worker.tandem.internal`), so that an address may change without a new certificate, and a
 //! certificate of one role can never pass for another.
 
+mod api_key;
 mod authority;
 mod credentials;
 mod enroll;
@@ -11,6 +13,7 @@ mod identity;
 mod token;
 mod transport;
 
+pub use api_key::ApiKey;
 pub use authority::{
     AuthorityError, CertificateAuthority, HOST_LIFETIME, Issued, KeyAndRequest, OPERATOR_LIFETIME,
 };

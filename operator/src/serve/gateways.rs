@@ -1,16 +1,17 @@
-//! Gateways: the whole route table at once, and again after every change.
+//! Gateways: the whole route table at once, and again after every change; what API keys have used.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use tandem_control_api::gateways_client::GatewaysClient;
-use tandem_control_api::{Protocol, RouteTable, RoutesRequest, gateways_server};
+use tandem_control_api::{Protocol, RouteTable, RoutesRequest, UsageReceipt, UsageReport, gateways_server};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
 use crate::caller;
 use crate::cluster::Cluster;
+use crate::keys;
 use crate::relay::Relay;
 
 /// Longest URL of a gateway.
@@ -51,5 +52,12 @@ impl gateways_server::Gateways for Gateways {
             .take_until(self.0.no_longer_leads())
             .take_until(self.0.shutdown.clone().cancelled_owned());
         Ok(Response::new(Box::pin(tables)))
+    }
+    async fn report_usage(&self, request: Request<UsageReport>) -> Result<Response<UsageReceipt>, Status> {
+        let gateway = caller::gateway(&self.0, &request)?;
+        let report = request.into_inner();
+        keys::count(&*self.0.store, &report, self.0.now()).await.map_err(super::keys::refused)?;
+        tracing::debug!(%gateway, keys = report.used.len(), "counted what keys have used");
+        Ok(Response::new(UsageReceipt {}))
     }
 }

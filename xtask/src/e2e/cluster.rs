@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use tandem_e2e::Client;
 use tandem_servers::{
     ControlPlane, GATEWAY, Image, Machine, Node, Options, Setting, Stage, Tool, Tools, User, network,
 };
@@ -18,6 +19,8 @@ use crate::{cache, programs};
 pub(super) const SYSTEM: &str = "tandem-system";
 /// Namespace of its agents.
 pub(super) const AGENTS: &str = "tandem-agents";
+/// Secret with the API key of `helm test`.
+pub(super) const TEST_KEY: &str = "tandem-test-key";
 /// Port on every node at which the operator is reached from outside.
 pub(super) const OPERATOR_PORT: u16 = 30743;
 /// Within what a cluster on a busy machine does anything.
@@ -31,6 +34,8 @@ pub(super) struct Cluster {
     pub(super) nodes: Vec<Node>,
     /// A machine outside of Kubernetes, once it has joined.
     pub(super) mac: Option<Machine>,
+    /// What clients show to gateways, once there is an operator to make it.
+    key: Option<String>,
     pub(super) setting: Setting,
     pub(super) plane: ControlPlane,
     pub(super) runtime: tokio::runtime::Handle,
@@ -62,8 +67,16 @@ impl Cluster {
         for node in &nodes {
             node.wait_ready(&plane, Duration::from_secs(120))?;
         }
-        let cluster =
-            Self { nodes, mac: None, setting, plane, runtime: runtime.handle().clone(), dir, tools };
+        let cluster = Self {
+            nodes,
+            mac: None,
+            key: None,
+            setting,
+            plane,
+            runtime: runtime.handle().clone(),
+            dir,
+            tools,
+        };
         cluster.apply(&cluster_dns())?;
         cluster.kubectl(&[
             "-n",
@@ -131,6 +144,22 @@ impl Cluster {
         }
         let mut command = Command::new(programs::dir()?.join("tandem"));
         output(command.arg("--config").arg(&config).args(arguments))
+    }
+
+    /// Makes an API key for every client of these scenarios, and gives it to `helm test`, too.
+    pub(super) fn make_key(&mut self) -> Result<()> {
+        let key = self.tandem(&["keys", "create", "scenarios", "-n", "default"])?.trim().to_owned();
+        self.apply(&[json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": TEST_KEY, "namespace": SYSTEM},
+            "stringData": {"key": key},
+        })])?;
+        self.key = Some(key);
+        Ok(())
+    }
+
+    /// A client of the gateway at this address.
+    pub(super) fn client(&self, url: &str) -> Result<Client> {
+        Ok(Client::new(url)?.with_key(self.key.clone()))
     }
 
     /// Waits until something is as it should be; `what` says what was waited for.

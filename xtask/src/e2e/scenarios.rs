@@ -6,10 +6,10 @@ mod rights;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use tandem_e2e::{Client, story};
+use tandem_e2e::story;
 use tandem_servers::bare;
 
-use super::cluster::{AGENTS, Cluster, OPERATOR_PORT, SOON, SYSTEM};
+use super::cluster::{AGENTS, Cluster, OPERATOR_PORT, SOON, SYSTEM, TEST_KEY};
 use crate::{cache, programs};
 
 /// Something that is shown on a cluster.
@@ -87,6 +87,8 @@ fn install(cluster: &mut Cluster) -> Result<()> {
         "--set=agents.pools[0].name=default,agents.pools[0].memoryLimit=2GB,gateway.graceSeconds=20",
         "--set",
         &port,
+        "--set",
+        &format!("test.keySecret={TEST_KEY}"),
         "--wait",
         "--timeout=120s",
     ])?;
@@ -95,6 +97,7 @@ fn install(cluster: &mut Cluster) -> Result<()> {
         Ok(ready == "True True")
     })?;
 
+    cluster.make_key()?;
     let token = cluster.tandem(&["join-token", "--role", "host"])?;
     let file = cluster.dir().join("join-token");
     std::fs::write(&file, token.lines().last().context("no token")?)?;
@@ -119,7 +122,7 @@ fn install(cluster: &mut Cluster) -> Result<()> {
 
     let path = "{.spec.ports[0].nodePort}";
     let port = cluster.field(&["svc", "tandem-gateway", "-n", SYSTEM], path)?;
-    let client = Client::new(&format!("http://{}:{port}", cluster.nodes[1].address()))?;
+    let client = cluster.client(&format!("http://{}:{port}", cluster.nodes[1].address()))?;
     let runtime = cluster.runtime.clone();
     cluster.until("the model is served", SOON, || runtime.block_on(client.lists("tiny-kimi")))?;
     let said = runtime.block_on(client.chat(&story(40, 7), |_| Ok(())))?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tandem_e2e::{Client, Completion, story};
+use tandem_e2e::{Completion, story};
 
 use super::cluster::{Cluster, SOON, SYSTEM};
 
@@ -43,14 +43,14 @@ fn serving_host(cluster: &Cluster, pod: &str, seen: &Completion) -> Result<Strin
 /// The host that served last: which one serves next is known only when it does.
 fn likely_host(cluster: &Cluster) -> Result<String> {
     let (pod, url) = gateway_away_from(cluster, "")?;
-    let seen = cluster.runtime.block_on(Client::new(&url)?.chat(&story(8, 5), |_| Ok(())))?;
+    let seen = cluster.runtime.block_on(cluster.client(&url)?.chat(&story(8, 5), |_| Ok(())))?;
     serving_host(cluster, &pod, &seen)
 }
 
 /// The text of a calm run, through any gateway; the model is ready before.
 pub(super) fn calm(cluster: &Cluster) -> Result<Completion> {
     let (_, url) = gateway_away_from(cluster, "")?;
-    let calm = cluster.runtime.block_on(Client::new(&url)?.chat(&story(TOKENS, 11), |_| Ok(())))?;
+    let calm = cluster.runtime.block_on(cluster.client(&url)?.chat(&story(TOKENS, 11), |_| Ok(())))?;
     ensure!(calm.tokens.len() == TOKENS, "the calm run has {} tokens", calm.tokens.len());
     Ok(calm)
 }
@@ -65,7 +65,7 @@ pub(super) fn meanwhile(
     let runtime = cluster.runtime.clone();
     // The gateway that is asked must not die with the host.
     let pod = gateway_away_from(cluster, &likely_host(cluster)?)?;
-    let client = Client::new(&pod.1)?;
+    let client = cluster.client(&pod.1)?;
     let (mut happened, mut happens) = (None, Some(happens));
     let seen = runtime.block_on(client.chat(&story(TOKENS, 11), |so_far| {
         if so_far.tokens.len() >= 40

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tandem_e2e::{Client, story};
+use tandem_e2e::story;
 use tandem_servers::User;
 
 use crate::cache;
@@ -111,7 +111,7 @@ pub(super) fn upgrade(cluster: &mut Cluster) -> Result<()> {
     ])?;
     let path = "{.spec.ports[0].nodePort}";
     let port = cluster.field(&["svc", "tandem-gateway", "-n", SYSTEM], path)?;
-    let client = Client::new(&format!("http://{}:{port}", cluster.nodes[0].address()))?;
+    let client = cluster.client(&format!("http://{}:{port}", cluster.nodes[0].address()))?;
     let runtime = cluster.runtime.clone();
     let (mut streams, mut takeovers) = (0, 0);
     let rolled = || {

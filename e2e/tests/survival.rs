@@ -85,7 +85,8 @@ fn the_agent_dies_alone_and_finds_its_workers_again() {
 
 #[test]
 fn the_control_plane_is_gone_and_the_model_answers() {
-    let mut scene = Scene::set(2, 1).unwrap();
+    // Long enough that a busy machine finds the host before the text is made.
+    let mut scene = Scene::with_tokens(2, 1, 2000).unwrap();
     scene.site.kill_operator().unwrap();
     let seen = scene
         .meanwhile(30, |site, seen| {

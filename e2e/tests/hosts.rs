@@ -175,7 +175,7 @@ fn every_gateway_tells_the_same_text_also_one_that_an_agent_runs() {
 
 #[test]
 fn a_host_is_revoked_in_mid_sentence_and_joins_again_with_a_new_token() {
-    let mut scene = Scene::set(3, 1).unwrap();
+    let mut scene = Scene::with_tokens(3, 1, 2000).unwrap();
     let mut revoked = None;
     let seen = scene
         .meanwhile(30, |site, so_far| {

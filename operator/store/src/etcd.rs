@@ -6,7 +6,6 @@
 mod client;
 mod keys;
 mod lease;
-mod refused;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::EtcdOptions;
-use super::refused::{advice, tls_advice};
 use crate::error::StoreError;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -31,9 +30,6 @@ const PING: Duration = Duration::from_secs(1);
 pub(super) struct Client {
     client: etcd_client::Client,
     server: Arc<str>,
-    /// What everything lies below, for the sentence about a right that is missing.
-    prefix: Arc<str>,
-    tls: bool,
     closed: watch::Sender<bool>,
 }
 
@@ -56,13 +52,10 @@ impl Client {
             }
             connect = connect.with_tls(config);
         }
-        let tls = options.tls.is_some();
-        let prefix: Arc<str> = format!("/{}", options.prefix.trim_matches('/')).into();
-        let client =
-            etcd_client::Client::connect(&options.endpoints, Some(connect)).await.map_err(|error| {
-                refused(&server, &prefix, &error).unwrap_or_else(|| no_answer(&server, tls, error))
-            })?;
-        Ok(Self { client, server, prefix, tls, closed: watch::Sender::new(false) })
+        let client = etcd_client::Client::connect(&options.endpoints, Some(connect))
+            .await
+            .map_err(|error| unreachable(&server, error))?;
+        Ok(Self { client, server, closed: watch::Sender::new(false) })
     }
 
     /// Every later request fails, and watches end.
@@ -124,9 +117,9 @@ impl Client {
             }
             let error = match timeout(TRY_WITHIN, request(self.client.clone())).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => match refused(&self.server, &self.prefix, &error) {
-                    Some(refused) => return Err(refused),
-                    None => no_answer(&self.server, self.tls, error),
+                Ok(Err(error)) => match refusal(&error) {
+                    Some(message) => return Err(StoreError::Refused { code: 400, message }),
+                    None => unreachable(&self.server, error),
                 },
                 Err(late) => unreachable(&self.server, late),
             };
@@ -147,29 +140,6 @@ fn refusal(error: &Error) -> Option<String> {
         }
         Error::InvalidArgs(message) => Some(message.clone()),
         _ => None,
-    }
-}
-
-/// What another try would only hear again, as the store's error.
-fn refused(server: &str, prefix: &str, error: &Error) -> Option<StoreError> {
-    let message = refusal(error)?;
-    let message = match advice(&message, prefix) {
-        Some(advice) => format!("{server} says `{message}`: {advice}"),
-        None => message,
-    };
-    Some(StoreError::Refused { code: 400, message })
-}
-
-/// No answer, for want of a member or of trust.
-fn no_answer(server: &str, tls: bool, error: Error) -> StoreError {
-    // The client's own errors name no source.
-    let advice = match &error {
-        Error::GRpcStatus(status) if tls => tls_advice(status, status.code() as i32),
-        _ => None,
-    };
-    match advice {
-        Some(advice) => unreachable(&format!("{server} ({advice})"), error),
-        None => unreachable(server, error),
     }
 }
 

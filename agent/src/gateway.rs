@@ -84,6 +84,13 @@ impl Gateway {
         args.extend(["--data-dir".to_owned(), self.dir.display().to_string()]);
         args.extend(["--listen".to_owned(), gateway.listen.to_string()]);
         args.extend(["--advertise".to_owned(), gateway.advertise.clone()]);
+        if let Some((certificate, key)) = &gateway.tls {
+            args.extend(["--tls-cert".to_owned(), certificate.display().to_string()]);
+            args.extend(["--tls-key".to_owned(), key.display().to_string()]);
+        }
+        if let Some(listen) = gateway.metrics {
+            args.extend(["--metrics-listen".to_owned(), listen.to_string()]);
+        }
         if gateway.unauthenticated {
             args.push("--unauthenticated".to_owned());
         }

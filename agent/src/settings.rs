@@ -77,9 +77,18 @@ pub struct RunArgs {
     /// The gateway's executable [default: tandem-gateway beside this one]
     #[arg(long, value_name = "FILE", requires = "gateway_listen")]
     gateway_program: Option<PathBuf>,
-    /// Where clients reach the gateway [default: http://ADDRESS:PORT]
+    /// File with the certificate that the gateway's clients see, and its chain, as PEM; read anew when it changes
+    #[arg(long, value_name = "FILE", requires_all = ["gateway_listen", "gateway_tls_key"])]
+    gateway_tls_cert: Option<PathBuf>,
+    /// File with that certificate's private key, as PEM
+    #[arg(long, value_name = "FILE", requires = "gateway_tls_cert")]
+    gateway_tls_key: Option<PathBuf>,
+    /// Where clients reach the gateway [default: http(s)://ADDRESS:PORT]
     #[arg(long, value_name = "URL", requires = "gateway_listen")]
     gateway_advertise: Option<String>,
+    /// Serve the gateway's figures and probes here, without TLS [default: off]
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "gateway_listen")]
+    gateway_metrics_listen: Option<SocketAddr>,
     /// Let in clients of the gateway without an API key. On loopback they are let in anyway
     #[arg(long, requires = "gateway_listen")]
     gateway_unauthenticated: bool,
@@ -121,6 +130,10 @@ pub(crate) struct GatewaySettings {
     pub(crate) program: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: String,
+    /// Certificate and key that clients see.
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// Where the gateway's figures are read.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Clients need no API key.
     pub(crate) unauthenticated: bool,
 }
@@ -148,11 +161,18 @@ impl Settings {
             Some(dir) => std::path::absolute(&dir)?,
             None => default_data_dir()?,
         };
+        // The gateway runs in a folder of its own.
+        let absolute = |path: Option<PathBuf>| path.map(std::path::absolute).transpose();
+        let tls = absolute(args.gateway_tls_cert)?.zip(absolute(args.gateway_tls_key)?);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let gateway = args.gateway_listen.map(|listen| {
+            let advertise = args.gateway_advertise.unwrap_or_else(|| advertised(scheme, &address, listen));
             Ok::<_, anyhow::Error>(GatewaySettings {
                 program: program(args.gateway_program, "tandem-gateway")?,
                 listen,
-                advertise: args.gateway_advertise.unwrap_or_else(|| advertised(&address, listen)),
+                advertise,
+                tls,
+                metrics: args.gateway_metrics_listen,
                 unauthenticated: args.gateway_unauthenticated,
             })
         });
@@ -209,9 +229,9 @@ fn host_and_port(host: &str, port: u16) -> String {
     }
 }
 
-fn advertised(address: &str, listen: SocketAddr) -> String {
+fn advertised(scheme: &str, address: &str, listen: SocketAddr) -> String {
     let host = if listen.ip().is_unspecified() { address.to_owned() } else { listen.ip().to_string() };
-    format!("http://{}", host_and_port(&host, listen.port()))
+    format!("{scheme}://{}", host_and_port(&host, listen.port()))
 }
 
 fn token(given: Option<String>, file: Option<PathBuf>) -> Result<Option<JoinToken>> {
@@ -267,8 +287,14 @@ mod tests {
         assert_eq!(host_and_port("192.168.7.2", 80), "192.168.7.2:80");
         assert_eq!(host_and_port("fd00::1", 80), "[fd00::1]:80");
         assert_eq!(host_and_port("mac-a.lan", 80), "mac-a.lan:80");
-        assert_eq!(advertised("mac-a.lan", "0.0.0.0:8080".parse().unwrap()), "http://mac-a.lan:8080");
-        assert_eq!(advertised("mac-a.lan", "127.0.0.1:8080".parse().unwrap()), "http://127.0.0.1:8080");
+        assert_eq!(
+            advertised("https", "mac-a.lan", "0.0.0.0:8080".parse().unwrap()),
+            "https://mac-a.lan:8080"
+        );
+        assert_eq!(
+            advertised("http", "mac-a.lan", "127.0.0.1:8080".parse().unwrap()),
+            "http://127.0.0.1:8080"
+        );
     }
 
     #[test]

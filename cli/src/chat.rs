@@ -1,6 +1,7 @@
 //! `tandem chat`: a conversation through a gateway, as any client of the OpenAI interface would have it.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +36,9 @@ pub(crate) struct Options {
     /// Base address of a gateway; without it the operator is asked for one.
     #[arg(long, env = "TANDEM_GATEWAY", value_name = "URL")]
     gateway: Option<String>,
+    /// File with authorities to trust beside the system's, as PEM, where the gateway shows a certificate of one's own.
+    #[arg(long, env = "TANDEM_GATEWAY_CA", value_name = "FILE")]
+    gateway_ca: Option<PathBuf>,
     /// An API key, where the gateway wants one. Other users of this machine can read command lines: prefer the variable.
     #[arg(long, env = "TANDEM_API_KEY", value_name = "KEY", hide_env_values = true)]
     api_key: Option<String>,
@@ -57,7 +61,7 @@ pub(crate) async fn run(connect: &impl Fn() -> Result<Connection>, options: &Opt
         Some(gateway) => vec![gateway.trim_end_matches('/').to_owned()],
         None => find_gateways(connect()?).await?,
     };
-    let http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).build()?;
+    let http = client(options.gateway_ca.as_deref())?;
     let mut chat = Chat { http, gateways, options, messages: Vec::new() };
     if let Some(system) = &options.system {
         chat.messages.push(json!({"role": "system", "content": system}));
@@ -74,6 +78,21 @@ pub(crate) async fn run(connect: &impl Fn() -> Result<Connection>, options: &Opt
         bail!("there is no question: give one as an argument or on standard input");
     }
     chat.turn(prompt.trim()).await
+}
+
+fn client(authorities: Option<&Path>) -> Result<reqwest::Client> {
+    let mut client = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE);
+    if let Some(path) = authorities {
+        let pem = std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
+        let found = reqwest::Certificate::from_pem_bundle(&pem)
+            .ok()
+            .filter(|found| !found.is_empty())
+            .with_context(|| format!("{} holds no certificate in PEM", path.display()))?;
+        for authority in found {
+            client = client.add_root_certificate(authority);
+        }
+    }
+    Ok(client.build()?)
 }
 
 /// Gateways that the operator knows to be there, in order of their names.

@@ -26,6 +26,16 @@ pub struct Access {
     /// Names this start of this process in reports.
     run: String,
     inner: Mutex<Inner>,
+    refusals: Mutex<Refusals>,
+}
+
+/// How many requests were not let in since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Refusals {
+    /// Without a key that is known.
+    pub(crate) unauthenticated: u64,
+    /// Past a limit of their key.
+    pub(crate) limited: u64,
 }
 
 #[derive(Default)]
@@ -41,7 +51,13 @@ impl Access {
     #[must_use]
     pub fn new(open: bool) -> Arc<Self> {
         let run = format!("{:032x}", rand::random::<u128>());
-        Arc::new(Self { open, clock: Clock::start(), run, inner: Mutex::default() })
+        Arc::new(Self {
+            open,
+            clock: Clock::start(),
+            run,
+            inner: Mutex::default(),
+            refusals: Mutex::default(),
+        })
     }
 
     /// Makes these the keys.
@@ -70,6 +86,14 @@ impl Access {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn refusals(&self) -> Refusals {
+        *self.counted()
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn admit(self: &Arc<Self>, shown: Option<&str>) -> Result<Arc<dyn Visitor>, Refusal> {
         let ours = shown.filter(|key| key.starts_with(tandem_pki::ApiKey::PREFIX));
         let Some(text) = ours else {
@@ -88,6 +112,7 @@ impl Access {
             let message = "no operator has said yet who may ask, and nothing is left of an earlier run";
             return Refusal::Unavailable { message: message.to_owned(), retry_after: Duration::from_secs(1) };
         }
+        self.counted().unauthenticated += 1;
         Refusal::Unauthenticated(
             if shown {
                 "this API key is not known here: it was deleted, has expired, or is another server's"
@@ -177,6 +202,7 @@ impl Visitor for Guest {
     fn begin(&self) -> Result<(), Refusal> {
         let mut inner = self.access.inner();
         inner.ring.begin(&self.digest, self.now()).map_err(|limited| {
+            self.access.counted().limited += 1;
             let Limited { what, limit, retry_after } = limited;
             Refusal::Limited { what, limit, retry_after }
         })?;

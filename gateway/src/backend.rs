@@ -1,5 +1,6 @@
 //! The gateway as the HTTP layer sees it.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,14 +12,18 @@ use tandem_gateway_core::Refusal;
 use tandem_gateway_core::budget::Budget;
 use tandem_gateway_core::conduct::Policy;
 use tandem_gateway_core::quarantine::Quarantine;
+use tandem_gateway_core::turns::Turns;
 use tandem_openai::{Backend, EventStream, Model};
 use tandem_worker_api::{GenerateRequest, Sampling};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Access;
 use crate::choice::{AHEAD, Choice};
 use crate::fleet::Fleet;
+use crate::metrics::{Metrics, Told};
+use crate::table::Table;
 
 /// Serves choices on a fleet.
 pub struct Gateway {
@@ -26,6 +31,9 @@ pub struct Gateway {
     policy: Policy,
     budget: Arc<Mutex<Budget>>,
     quarantine: Arc<Mutex<Quarantine>>,
+    metrics: Arc<Metrics>,
+    /// How soon places come free, by deployment of the table.
+    turns: Mutex<BTreeMap<Arc<str>, Arc<Mutex<Turns>>>>,
     /// Keyed at random, so that nobody can make a request that looks like another's.
     fingerprints: RandomState,
     tasks: TaskTracker,
@@ -40,6 +48,8 @@ impl Gateway {
             policy,
             budget: Arc::default(),
             quarantine: Arc::default(),
+            metrics: Arc::new(Metrics::new()),
+            turns: Mutex::default(),
             fingerprints: RandomState::new(),
             tasks: TaskTracker::new(),
         }
@@ -49,6 +59,19 @@ impl Gateway {
     fn fingerprint(&self, request: &GenerateRequest) -> u64 {
         let asked = GenerateRequest { id: None, seed: 0, asked_at: 0, ..request.clone() };
         self.fingerprints.hash_one(asked.encode_to_vec())
+    }
+
+    /// Figures for Prometheus, as text.
+    pub(crate) fn figures(&self, access: &Access) -> String {
+        self.metrics.text(&self.fleet, access)
+    }
+
+    fn turns(&self, table: &Table, deployment: &Arc<str>) -> Arc<Mutex<Turns>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.len() > table.routes.len() {
+            turns.retain(|known, _| table.routes.iter().any(|route| route.deployment == *known));
+        }
+        turns.entry(deployment.clone()).or_default().clone()
     }
 
     /// Waits, for at most so long, until no choice runs any more and every cancel was sent.
@@ -86,7 +109,8 @@ impl Backend for Gateway {
 
     fn open(&self, request: GenerateRequest) -> EventStream {
         let table = self.fleet.table();
-        let Some(route) = table.as_ref().and_then(|table| table.find(&request.model)) else {
+        let found = table.as_ref().and_then(|table| Some((table, table.find(&request.model)?)));
+        let Some((table, route)) = found else {
             let message = format!("the model `{}` is not served any more", request.model);
             return stream::iter([Err(Refusal::ModelNotFound(message))]).boxed();
         };
@@ -110,6 +134,8 @@ impl Backend for Gateway {
             quarantine: self.quarantine.clone(),
             fingerprint,
             tasks: self.tasks.clone(),
+            turns: self.turns(table, &route.deployment),
+            told: Told::new(self.metrics.clone(), &route.deployment, self.fleet.now()),
         };
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).earn();
         self.tasks.spawn(choice.run());

@@ -8,6 +8,7 @@ use tandem_gateway_core::budget::Budget;
 use tandem_gateway_core::conduct::{Action, Conductor, Input, Loss, Policy, Replica, Why};
 use tandem_gateway_core::ledger::Limits;
 use tandem_gateway_core::quarantine::Quarantine;
+use tandem_gateway_core::turns::Turns;
 use tandem_gateway_core::{Event, Refusal};
 use tandem_worker_api::GenerateRequest;
 use tokio::sync::mpsc;
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempt;
 use crate::fleet::Fleet;
+use crate::metrics::Told;
 
 /// Events that wait for a client; when they are as many, its workers wait too.
 pub(crate) const AHEAD: usize = 64;
@@ -38,6 +40,8 @@ pub(crate) struct Choice {
     pub(crate) fingerprint: u64,
     /// Where attempts run, so that the end of the program can wait for their cancels.
     pub(crate) tasks: TaskTracker,
+    pub(crate) turns: Arc<Mutex<Turns>>,
+    pub(crate) told: Told,
 }
 
 /// The client went away, or does not read.
@@ -45,7 +49,7 @@ struct Gone;
 
 impl Choice {
     /// Until the last word is said, or the client is gone. Attempts that are left are cancelled when it returns.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let id = self.request.id.clone().unwrap_or_default();
         let limits = Limits { max_tokens: self.request.max_tokens, ignore_eos: self.request.ignore_eos };
         let mut conductor = Conductor::new(id.stream, id.choice, limits, self.policy, self.fleet.now());
@@ -71,6 +75,7 @@ impl Choice {
                 }
             }
         }
+        self.told.leave(&self.turns, self.fleet.now());
         // What was not cancelled by now said its last word.
         attempts.into_values().for_each(Attempt::leave);
     }
@@ -81,7 +86,7 @@ impl Choice {
     }
 
     async fn act(
-        &self,
+        &mut self,
         action: Action,
         attempts: &mut HashMap<u32, Attempt>,
         out: &mpsc::Sender<Input>,
@@ -93,6 +98,7 @@ impl Choice {
                 tracing::info!(stream = %self.stream(), attempt, %replica, resumed, "attempt");
                 let request =
                     GenerateRequest { id: Some(opening.id), resume: opening.resume, ..self.request.clone() };
+                self.told.attempt();
                 match self.fleet.replica(&replica) {
                     Some(replica) => {
                         attempts.insert(attempt, Attempt::start(&self.tasks, replica, request, out.clone()));
@@ -109,16 +115,28 @@ impl Choice {
                 attempts.remove(&attempt);
                 Ok(())
             }
-            Action::Say(event) => self.tell(Ok(event)).await,
+            Action::Say(event) => {
+                self.told.event(&event, self.fleet.now());
+                self.tell(Ok(event)).await
+            }
             Action::Fail(refusal) => {
                 if refusal == Refusal::Poisonous {
                     let mut quarantine = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
                     quarantine.put(self.fingerprint, self.fleet.now());
                 }
+                self.told.failed(&refusal);
+                let refusal = self.with_a_turn(refusal);
                 tracing::info!(stream = %self.stream(), ?refusal, "a choice failed");
                 self.tell(Err(refusal)).await
             }
         }
+    }
+
+    /// Who is sent away because every worker is full is told when a place may be free.
+    fn with_a_turn(&self, refusal: Refusal) -> Refusal {
+        let Refusal::Overloaded { .. } = refusal else { return refusal };
+        let turns = *self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Refusal::Overloaded { retry_after: turns.wait(self.told.ahead(), self.fleet.now()) }
     }
 
     async fn tell(&self, event: Result<Event, Refusal>) -> Result<(), Gone> {

@@ -1,6 +1,7 @@
 //! Every worker that the route table names, watched.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Fleet {
     bounds: Bounds,
     clock: Clock,
     changed: watch::Sender<u64>,
+    /// An operator sends tables.
+    led: AtomicBool,
     /// `None` until a table came, from an operator or from the last run.
     table: RwLock<Option<Arc<Table>>>,
     watched: Mutex<HashMap<Arc<str>, Watched>>,
@@ -77,6 +80,7 @@ impl Fleet {
                 bounds,
                 clock: Clock::start(),
                 changed: watch::Sender::new(0),
+                led: AtomicBool::new(false),
                 table: RwLock::new(None),
                 watched: Mutex::default(),
                 looking: looking.abort_handle(),
@@ -139,6 +143,15 @@ impl Fleet {
 
     pub(crate) fn replica(&self, name: &str) -> Option<Arc<Replica>> {
         self.watched().get(name).map(|watched| watched.replica.clone())
+    }
+
+    /// An operator is heard, or no longer.
+    pub(crate) fn set_led(&self, led: bool) {
+        self.led.store(led, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_led(&self) -> bool {
+        self.led.load(Ordering::Relaxed)
     }
 
     /// Changes whenever a worker's standing or the table does.

@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use tandem_gateway::{
-    Access, Fleet, Gateway, HealthBounds, Join, KeyGate, Operator, Policy, RoutesFile, Table, adopt,
-    follow_routes, identity, keep_renewed,
+    Access, CertificateFiles, Fleet, Gateway, HealthBounds, Join, KeyGate, Operator, Policy, RoutesFile,
+    Table, adopt, follow_routes, identity, keep_renewed, serve_metrics,
 };
-use tandem_openai::{Backend, Bounds, Limits, router, serve};
+use tandem_openai::{Backend, Bounds, Entrance, Limits, router, serve};
 use tandem_pki::{PodFiles, local_address_towards};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,13 +56,22 @@ struct Args {
     /// Folder of credentials and of the last route table
     #[arg(long, env = "TANDEM_GATEWAY_DATA_DIR")]
     data_dir: PathBuf,
-    /// Where clients are served. There is no TLS: put it behind something that has, or keep it on loopback
+    /// Where clients are served: without TLS, unless --tls-cert and --tls-key are given
     #[arg(long, env = "TANDEM_GATEWAY_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    /// File with the certificate that clients see, and its chain, as PEM. It is read anew when it changes
+    #[arg(long, value_name = "FILE", env = "TANDEM_GATEWAY_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// File with that certificate's private key, as PEM
+    #[arg(long, value_name = "FILE", env = "TANDEM_GATEWAY_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Serve figures for Prometheus at /metrics, and /livez and /readyz, here [default: they are off]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "TANDEM_GATEWAY_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
     /// Let in clients without an API key, to every model and without limits. On loopback they are let in anyway
     #[arg(long, env = "TANDEM_GATEWAY_UNAUTHENTICATED")]
     unauthenticated: bool,
-    /// Where clients reach this gateway [default: http://LISTEN, with the address towards the operator for 0.0.0.0]
+    /// Where clients reach this gateway [default: http(s)://LISTEN, with the address towards the operator for 0.0.0.0]
     #[arg(long, env = "TANDEM_GATEWAY_ADVERTISE")]
     advertise: Option<String>,
     /// Seconds that one request may take in all
@@ -126,6 +135,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("can't listen on {}: choose another --listen", args.listen))?;
     let address = listener.local_addr()?;
+    let files = args.tls_cert.zip(args.tls_key);
+    let files = files.map(|(certificate, key)| CertificateFiles { certificate, key });
+    let mut upkeep = JoinSet::new();
+    let (entrance, scheme) = match files {
+        None => (Entrance::from(listener), "http"),
+        Some(files) => {
+            let (newest, settings) = watch::channel(files.load()?);
+            upkeep.spawn(files.keep_fresh(newest));
+            (Entrance::with_tls(listener, settings), "https")
+        }
+    };
 
     let fleet = Fleet::new(credentials.subscribe(), HealthBounds::default());
     let access = Access::new(args.unauthenticated || address.ip().is_loopback());
@@ -140,7 +160,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     let advertise = match args.advertise {
         Some(url) => url,
-        None => format!("http://{}", reachable(address, &args.operator[0])),
+        None => format!("{scheme}://{}", reachable(address, &args.operator[0])),
     };
     let operator = Operator {
         urls: args.operator.clone(),
@@ -148,7 +168,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
         identity: dir.clone(),
         advertise,
     };
-    let mut upkeep = JoinSet::new();
     upkeep.spawn(follow_routes(operator.clone(), fleet.clone(), access.clone(), file));
     upkeep.spawn(access.clone().keep_reporting(operator.clone()));
     upkeep.spawn(adopt(dir.clone(), credentials.clone()));
@@ -160,6 +179,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..Policy::default()
     };
     let gateway = Arc::new(Gateway::new(fleet, policy));
+    if let Some(listen) = args.metrics_listen {
+        let address = serve_metrics(listen, gateway.clone(), access.clone()).await?;
+        tracing::info!(%address, "serves figures");
+    }
     let backend: Arc<dyn Backend> = gateway.clone();
     let limits = Limits { grace: Duration::from_secs(args.grace_seconds), ..Limits::default() };
     let mut terminate = signal(SignalKind::terminate())?;
@@ -167,9 +190,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if args.unauthenticated && !address.ip().is_loopback() {
         tracing::warn!("whoever reaches this gateway may use every model: clients without a key are let in");
     }
-    tracing::info!(%address, "serving");
+    tracing::info!(%address, scheme, "serving");
     let gate = Arc::new(KeyGate(access.clone()));
-    serve(listener, router(backend, gate, Bounds::default()), limits, async {
+    serve(entrance, router(backend, gate, Bounds::default()), limits, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -121,6 +121,7 @@ pub async fn follow_routes(operator: Operator, fleet: Arc<Fleet>, access: Arc<Ac
     for url in operator.urls.iter().cycle() {
         let mut heard = false;
         let error = listen(url, &operator, (&fleet, &access), &file, &mut heard).await;
+        fleet.set_led(false);
         if heard {
             (delays, silent) = (backoff.build(), false);
         }
@@ -155,6 +156,7 @@ async fn listen(
         match tables.message().await {
             Ok(Some(table)) => {
                 *heard = true;
+                fleet.set_led(true);
                 tracing::info!(version = table.version, models = table.models.len(), "a new route table");
                 trust(operator, &table).await;
                 keep(file, table.clone()).await;

@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use tandem_servers::{Tool, Tools, site};
 
-use crate::programs;
-use crate::steps::{self, Outcome};
+use crate::steps::{Outcome, Steps};
+use crate::{packages, programs};
 
 use self::cluster::Cluster;
 use self::scenarios::Scenario;
@@ -32,10 +32,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if site::inside().is_some() {
         return inside(options);
     }
-    steps::alone("cluster", || {
+    let mut steps = Steps::default();
+    steps.step("system packages", packages::step)?;
+    steps.step("cluster", || {
         programs::build()?;
         step(&options.scenarios, options.keep)
-    })
+    })?;
+    steps.finish();
+    Ok(())
 }
 
 /// As a step of `test`: the programs are built already.

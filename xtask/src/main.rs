@@ -6,6 +6,7 @@ mod crds;
 mod demo;
 mod e2e;
 mod manifests;
+mod packages;
 mod programs;
 mod sdk;
 mod steps;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::steps::{Outcome, Steps, run};
-use crate::{cache, demo, e2e, sdk, tools};
+use crate::{cache, demo, e2e, packages, sdk, tools};
 
 /// The scripted worker, and the tests that need it. Programs are built with it too, so that nothing is built twice.
 const FEATURES: [&str; 2] = ["--features", "inference-worker/scripted"];
@@ -25,6 +25,7 @@ pub(crate) struct Options {
 
 pub(crate) fn all(options: &Options) -> Result<()> {
     let mut steps = Steps::default();
+    steps.step("system packages", packages::step)?;
     steps.step("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     steps.step("lints", || {
         let clippy = ["clippy", "--workspace", "--all-targets", "--quiet"];

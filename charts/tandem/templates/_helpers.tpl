@@ -77,3 +77,8 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
+
+{{/* How clients reach gateways. */}}
+{{- define "tandem.gatewayScheme" -}}
+{{- ternary "https" "http" (not (empty .Values.gateway.tls.secretName)) -}}
+{{- end }}

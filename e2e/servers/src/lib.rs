@@ -10,6 +10,7 @@ mod fault;
 mod image;
 pub mod manifests;
 mod node;
+pub mod packages;
 mod pki;
 mod port;
 mod process;

@@ -9,6 +9,8 @@ use std::process::{Command, ExitStatus};
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::packages;
+
 /// Set in the environment of what runs inside.
 const INSIDE: &str = "TANDEM_SITE";
 /// Of the names of sites.
@@ -28,29 +30,12 @@ pub fn lacks() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("nodes want root".to_owned());
     }
-    let programs = [
-        ("ip", "iproute2"),
-        ("bridge", "iproute2"),
-        ("nft", "nftables"),
-        ("conntrack", "conntrack"),
-        ("setpriv", "util-linux"),
-        ("unshare", "util-linux"),
-        ("nsenter", "util-linux"),
-        ("mount", "mount"),
-        ("strip", "binutils"),
-        ("cc", "a C compiler"),
-    ];
-    let missing: Vec<&str> =
-        programs.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
+    let missing = packages::missing();
     if !missing.is_empty() {
-        return Some(format!("nodes want {}", missing.join(", ")));
+        return Some(format!("nodes want packages: apt-get install {}", missing.join(" ")));
     }
     let known = CONTROLLERS.iter().all(|name| Path::new("/sys/fs/cgroup").join(name).is_dir());
     if !known { Some("nodes want cgroup v1, as this harness knows no other".to_owned()) } else { None }
-}
-
-fn is_there(program: &str) -> bool {
-    Command::new("which").arg(program).output().is_ok_and(|output| output.status.success())
 }
 
 /// Whether this process runs inside of a site; its name.

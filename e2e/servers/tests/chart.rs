@@ -33,8 +33,10 @@ fn render(values: &[&str]) -> Output {
 }
 
 /// Each with what a user of that kind would set.
-const MATRIX: [&[&str]; 7] = [
+const MATRIX: [&[&str]; 9] = [
     &[],
+    &["gateway.tls.secretName=gateway-tls", "gateway.service.port=443", "test.keySecret=key"],
+    &["gateway.unauthenticated=true"],
     &["crds.enabled=false", "networkPolicies.enabled=false", "operator.replicas=1"],
     &["watchNamespaces={llm}", "operator.readSecrets=false"],
     &[
@@ -121,6 +123,7 @@ fn misspelt_and_impossible_values_are_refused_by_name() {
         ("gateway.service.annotations.internal=true", "annotations/internal"),
         ("monitoring.podMonitor.labels.release=7", "labels/release"),
         ("gateway.service.port=0", "service/port"),
+        ("gateway.tls.secretName=No_Name", "secretName"),
         ("gateway.service.port=65536", "service/port"),
         ("agents.metricsPort=65536", "metricsPort"),
         ("gateway.autoscaling.minReplicas=0", "minReplicas"),

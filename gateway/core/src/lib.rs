@@ -14,5 +14,6 @@ pub mod ledger;
 pub mod quarantine;
 #[cfg(test)]
 mod script;
+pub mod turns;
 
 pub use event::{Alternative, Event, FinishReason, Prompt, Refusal, Rejection, Seam, Token};

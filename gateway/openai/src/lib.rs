@@ -21,5 +21,5 @@ mod serve;
 pub use backend::{Backend, EventStream, Model, single_attempt};
 pub use gate::{Gate, Open, Visitor};
 pub use routes::{Bounds, router};
-pub use serve::{Limits, serve};
+pub use serve::{Entrance, Limits, serve};
 pub use tandem_gateway_core::{Event, FinishReason, Prompt, Refusal, Seam, Token};

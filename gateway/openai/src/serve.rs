@@ -7,19 +7,43 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+
+/// Where clients come in: a socket, as it is or under TLS.
+pub struct Entrance {
+    socket: TcpListener,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+}
+
+impl Entrance {
+    /// Under TLS. Each connection is made with the newest settings; those that are open keep theirs.
+    #[must_use]
+    pub fn with_tls(socket: TcpListener, settings: watch::Receiver<Arc<ServerConfig>>) -> Self {
+        Self { socket, tls: Some(settings) }
+    }
+}
+
+impl From<TcpListener> for Entrance {
+    fn from(socket: TcpListener) -> Self {
+        Self { socket, tls: None }
+    }
+}
 
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at once; more wait to be accepted.
     pub connections: usize,
-    /// The headers of a request, the next one on a kept connection too, must arrive within this.
+    /// The headers of a request, the next one on a kept connection too, must arrive within this; so must a handshake.
     pub headers_within: Duration,
     /// A client that reads nothing for so long while we write is cut off.
     pub read_within: Duration,
@@ -43,7 +67,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `end` resolves, then lets what runs finish for at most [`Limits::grace`]. What is left is dropped,
 /// which cancels it.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, end: impl Future<Output = ()>) {
+pub async fn serve(
+    entrance: impl Into<Entrance>,
+    router: Router,
+    limits: Limits,
+    end: impl Future<Output = ()>,
+) {
+    let Entrance { socket: listener, tls } = entrance.into();
     let graceful = GracefulShutdown::new();
     let seats = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
@@ -62,26 +92,43 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, end: i
                 continue;
             }
         };
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.headers_within)
-            .serve_connection(
-                TokioIo::new(bounded(socket, limits)),
-                TowerToHyperService::new(router.clone()),
-            );
-        let connection = graceful.watch(connection);
+        let settings = tls.as_ref().map(|newest| newest.borrow().clone());
+        // Taken here, so that none is overlooked that begins while the end is asked for.
+        let (router, watcher) = (router.clone(), graceful.watcher());
         connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a client's connection broke");
+            let socket = bounded(socket, limits);
+            match settings {
+                None => converse(socket, router, limits, watcher).await,
+                Some(settings) => {
+                    match timeout(limits.headers_within, TlsAcceptor::from(settings).accept(socket)).await {
+                        Ok(Ok(socket)) => converse(socket, router, limits, watcher).await,
+                        Ok(Err(error)) => tracing::debug!(%error, "a client's handshake failed"),
+                        Err(_) => tracing::debug!("a client's handshake took too long"),
+                    }
+                }
             }
             drop(seat);
         });
     }
     drop(listener);
-    if tokio::time::timeout(limits.grace, graceful.shutdown()).await.is_err() {
+    if timeout(limits.grace, graceful.shutdown()).await.is_err() {
         tracing::warn!(left = connections.len(), "streams were cut: they went on past the grace period");
     }
     connections.shutdown().await;
+}
+
+/// Answers the requests of one connection.
+async fn converse<S>(socket: S, router: Router, limits: Limits, watcher: Watcher)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.headers_within)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "a client's connection broke");
+    }
 }
 
 async fn accept(

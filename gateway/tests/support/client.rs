@@ -37,7 +37,15 @@ pub fn body(tokens: usize) -> Value {
 }
 
 pub fn ask(url: &str, body: Value) -> impl Future<Output = Reading> + Send + use<> {
-    let request = reqwest::Client::new().post(format!("{url}/v1/chat/completions")).body(body.to_string());
+    ask_by(&reqwest::Client::new(), url, body)
+}
+
+pub fn ask_by(
+    client: &reqwest::Client,
+    url: &str,
+    body: Value,
+) -> impl Future<Output = Reading> + Send + use<> {
+    let request = client.post(format!("{url}/v1/chat/completions")).body(body.to_string());
     async {
         let response = soon(request.send()).await.unwrap();
         let status = response.status().as_u16();

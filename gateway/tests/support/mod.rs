@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use tandem_control_api::{ModelRoute, Replica, RouteTable};
 use tandem_gateway::{Fleet, Gateway, HealthBounds, Policy, Table};
-use tandem_openai::{Backend, Bounds, Limits, Open, router, serve};
+use tandem_openai::{Backend, Bounds, Entrance, Limits, Open, router, serve};
 use tandem_pki::{CertificateAuthority, HOST_LIFETIME, Identity, install_tls_provider};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -59,7 +59,7 @@ pub struct Site {
     pub fleet: Arc<Fleet>,
     end: oneshot::Sender<()>,
     server: JoinHandle<()>,
-    gateway: Arc<Gateway>,
+    pub gateway: Arc<Gateway>,
 }
 
 impl Site {
@@ -69,6 +69,14 @@ impl Site {
     }
 
     pub async fn with(scripts: impl IntoIterator<Item = Script>, policy: Policy) -> Self {
+        Self::behind(scripts, policy, Entrance::from).await
+    }
+
+    pub async fn behind(
+        scripts: impl IntoIterator<Item = Script>,
+        policy: Policy,
+        entrance: impl FnOnce(TcpListener) -> Entrance,
+    ) -> Self {
         let authority = authority();
         let workers: Vec<Worker> = ["a", "b", "c", "d"]
             .into_iter()
@@ -87,7 +95,7 @@ impl Site {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ended) = oneshot::channel::<()>();
         let server = tokio::spawn(serve(
-            listener,
+            entrance(listener),
             router(backend, Arc::new(Open), Bounds::default()),
             Limits::default(),
             async {

@@ -15,12 +15,13 @@ use axum::extract::{Path as Segments, Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tandem_pki::{
-    CertificateAuthority, ClientCertificates, HOST_LIFETIME, Identity, install_tls_provider, server_config,
-};
+use tandem_pki::{CertificateAuthority, HOST_LIFETIME, Identity, install_tls_provider};
 use tandem_servers::{ControlPlane, Options, User};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
 const SYSTEM: &str = "tandem-system";
@@ -34,7 +35,11 @@ impl Streams {
     async fn serve(&self) -> u16 {
         let authority = CertificateAuthority::create(SystemTime::now()).unwrap();
         let own = authority.credentials(&Identity::Operator, &[], SystemTime::now(), HOST_LIFETIME).unwrap();
-        let tls = server_config(&own, ClientCertificates::Optional, b"http/1.1").unwrap();
+        let chain = CertificateDer::pem_slice_iter(own.certificate_pem.as_bytes()).map(Result::unwrap);
+        let key = PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+        // The API server shows a certificate of its own cluster: whoever asks is answered.
+        let tls =
+            ServerConfig::builder().with_no_client_auth().with_single_cert(chain.collect(), key).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let router = Router::new()

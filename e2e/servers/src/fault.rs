@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::body::Body;
@@ -31,6 +32,8 @@ pub enum Fault {
     Cut,
     /// Passed on when [`FaultProxy::release`] is called.
     Hold,
+    /// Passed on after this time, as over a long line.
+    Delay(Duration),
 }
 
 /// Which requests: method and path with query.
@@ -154,6 +157,7 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             let mut released = inner.released.subscribe();
             drop(released.wait_for(|released| *released).await);
         }
+        Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
         None => {}
     }
     let cut = inner.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -15,8 +15,16 @@ use self::cluster::Cluster;
 use self::scenarios::Scenario;
 
 /// What clusters are made of.
-const TOOLS: [Tool; 7] =
-    [Tool::Kubernetes, Tool::Etcd, Tool::Containerd, Tool::Runc, Tool::Cni, Tool::CoreDns, Tool::Helm];
+const TOOLS: [Tool; 8] = [
+    Tool::Kubernetes,
+    Tool::Etcd,
+    Tool::Containerd,
+    Tool::Runc,
+    Tool::Cni,
+    Tool::CoreDns,
+    Tool::Helm,
+    Tool::Dra,
+];
 
 #[derive(Args)]
 pub(crate) struct Options {

@@ -93,6 +93,8 @@ pub enum Tool {
     Lua,
     /// kstatus: what the library that helm and Flux wait by makes of an object on standard input.
     Kstatus,
+    /// dra: a driver of devices that are none, by dynamic resource allocation.
+    Dra,
 }
 
 /// How one program is built.
@@ -136,10 +138,11 @@ const CORE_DNS: [Program; 1] = [program("coredns", "github.com/coredns/coredns")
 const PROMETHEUS: [Program; 1] = [program("promtool", "github.com/prometheus/prometheus/cmd/promtool")];
 const LUA: [Program; 1] = [program("glua", "github.com/yuin/gopher-lua/cmd/glua")];
 const KSTATUS: [Program; 1] = [program("kstatus", "tandem.dev/e2e/tools/kstatus")];
+const DRA: [Program; 1] = [program("dra", "tandem.dev/e2e/tools/dra")];
 
 impl Tool {
     /// Every tool, in the order in which they are built.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Kubernetes,
         Self::Etcd,
         Self::Containerd,
@@ -150,6 +153,7 @@ impl Tool {
         Self::Prometheus,
         Self::Lua,
         Self::Kstatus,
+        Self::Dra,
     ];
 
     fn programs(self) -> &'static [Program] {
@@ -164,6 +168,7 @@ impl Tool {
             Self::Prometheus => &PROMETHEUS,
             Self::Lua => &LUA,
             Self::Kstatus => &KSTATUS,
+            Self::Dra => &DRA,
         }
     }
 
@@ -179,6 +184,7 @@ impl Tool {
             Self::Prometheus => "prometheus".to_owned(),
             Self::Lua => "lua".to_owned(),
             Self::Kstatus => "kstatus".to_owned(),
+            Self::Dra => "dra".to_owned(),
         }
     }
 

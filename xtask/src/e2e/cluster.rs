@@ -125,6 +125,16 @@ impl Cluster {
         Ok(command)
     }
 
+    /// The driver of devices that are none, to be run on a node as the node.
+    pub(super) fn device_driver(&self, node: &Node) -> Result<Command> {
+        let user = format!("system:node:{}", node.name());
+        let kubeconfig = self.plane.kubeconfig(User { name: &user, groups: &["system:nodes"] })?;
+        let program = self.tools.program(Tool::Dra, "dra")?;
+        let mut command = node.command(&program.display().to_string())?;
+        command.arg("--kubeconfig").arg(kubeconfig).args(["--node", node.name()]);
+        Ok(command)
+    }
+
     /// The CLI as its users run it, as the first admin, through the operator's port on a node.
     pub(super) fn tandem(&self, arguments: &[&str]) -> Result<String> {
         let config = self.dir.path().join("admin/tandem.yaml");

@@ -1,5 +1,6 @@
 //! What is shown, in the order in which it is shown.
 
+mod devices;
 mod failures;
 mod moves;
 mod rights;
@@ -24,7 +25,7 @@ const fn scenario(name: &'static str, run: fn(&mut Cluster) -> Result<()>) -> Sc
     Scenario { name, needs: &["install"], run }
 }
 
-pub(super) const ALL: [Scenario; 12] = [
+pub(super) const ALL: [Scenario; 13] = [
     Scenario { name: "install", needs: &[], run: install },
     scenario("scale", scale),
     scenario("drain", moves::drain),
@@ -37,6 +38,7 @@ pub(super) const ALL: [Scenario; 12] = [
     scenario("node-death", failures::node_death),
     // Only a roll-out deletes agents' pods.
     Scenario { name: "rights", needs: &["install", "upgrade"], run: rights::rights },
+    scenario("devices", devices::devices),
     scenario("uninstall", uninstall),
 ];
 pub(super) const NAMES: [&str; ALL.len()] = {

@@ -371,3 +371,24 @@ async fn at_rest_only_the_lease_is_written() {
     assert_eq!(others(), before, "something else than the lease was written");
     assert!(leases as u64 >= seconds / 2, "the lease was renewed {leases} times in {seconds} s");
 }
+
+/// Every request is 400 ms on its way. The lease is kept all the same, and what is asked for is done.
+#[tokio::test]
+async fn a_long_line_to_the_api_server_costs_no_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::kubernetes(dir.path()).await;
+    let site = Site::start(dir, home).await;
+    let (term, leader) = (site.term(), site.leader());
+    let Home::Kubernetes(_, proxies) = &site.home else { panic!("it is in Kubernetes") };
+    for proxy in proxies {
+        proxy.strike(Fault::Delay(Duration::from_millis(400)), usize::MAX, |_, _| true);
+    }
+    let begun = Instant::now();
+    site.scale().await;
+    let copies = |object: &Value| object["status"]["readyCopies"] == 3;
+    site.world.until("InferenceDeployment", "tiny", "three copies", copies).await;
+    println!("from the change to its copies, at 400 ms a request: {:.2} s", begun.elapsed().as_secs_f64());
+    // Several times the lease's length.
+    within("more renewals", proxies[leader].struck(30)).await;
+    assert_eq!((site.leader(), site.term()), (leader, term));
+}

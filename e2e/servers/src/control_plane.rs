@@ -171,6 +171,15 @@ impl ControlPlane {
         self.authority.certificate()
     }
 
+    /// A certificate of the cluster's authority for a server of these names, and its key, both PEM.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn server_certificate(&self, names: &[&str]) -> Result<(String, String)> {
+        let pair = self.authority.server(names.first().context("a server has a name")?, &[], names)?;
+        Ok((pair.certificate, pair.key))
+    }
+
     /// The API server's process, to stop or to signal.
     pub fn api_server(&mut self) -> &mut Server {
         &mut self.api_server

@@ -184,13 +184,22 @@ impl Machine {
     /// # Errors
     /// When it is not running.
     pub fn command(&self, program: &str) -> Result<Command> {
+        self.entered(&["-m", "-u", "-i", "-n", "-p"], program)
+    }
+
+    /// A command that sees its files and its network, and is a child of ours like any other: it can be ended and waited for. What
+    /// runs on the machine itself is the machine's, and ends with it.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn guest(&self, program: &str) -> Result<Command> {
+        self.entered(&["-m", "-n"], program)
+    }
+
+    fn entered(&self, namespaces: &[&str], program: &str) -> Result<Command> {
         let child = self.child.as_ref().with_context(|| format!("{} is not running", self.name))?;
         let mut command = Command::new("nsenter");
-        command
-            .arg("-t")
-            .arg(first_child(child.id())?.to_string())
-            .args(["-m", "-u", "-i", "-n", "-p", "--"]);
-        command.arg(program);
+        command.arg("-t").arg(first_child(child.id())?.to_string()).args(namespaces).arg("--").arg(program);
         Ok(command)
     }
 }

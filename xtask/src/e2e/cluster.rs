@@ -130,7 +130,7 @@ impl Cluster {
         let user = format!("system:node:{}", node.name());
         let kubeconfig = self.plane.kubeconfig(User { name: &user, groups: &["system:nodes"] })?;
         let program = self.tools.program(Tool::Dra, "dra")?;
-        let mut command = node.command(&program.display().to_string())?;
+        let mut command = node.guest(&program.display().to_string())?;
         command.arg("--kubeconfig").arg(kubeconfig).args(["--node", node.name()]);
         Ok(command)
     }

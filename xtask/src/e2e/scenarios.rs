@@ -4,6 +4,7 @@ mod devices;
 mod failures;
 mod moves;
 mod rights;
+mod tls;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -25,7 +26,7 @@ const fn scenario(name: &'static str, run: fn(&mut Cluster) -> Result<()>) -> Sc
     Scenario { name, needs: &["install"], run }
 }
 
-pub(super) const ALL: [Scenario; 13] = [
+pub(super) const ALL: [Scenario; 14] = [
     Scenario { name: "install", needs: &[], run: install },
     scenario("scale", scale),
     scenario("drain", moves::drain),
@@ -38,6 +39,7 @@ pub(super) const ALL: [Scenario; 13] = [
     scenario("node-death", failures::node_death),
     // Only a roll-out deletes agents' pods.
     Scenario { name: "rights", needs: &["install", "upgrade"], run: rights::rights },
+    scenario("gateway-tls", tls::gateway_tls),
     scenario("devices", devices::devices),
     scenario("uninstall", uninstall),
 ];

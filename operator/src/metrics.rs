@@ -21,6 +21,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tandem_crds::{Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus};
+use tandem_store::Kind;
 use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
@@ -49,6 +50,11 @@ struct OfHost {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfStep {
     step: String,
 }
@@ -62,6 +68,7 @@ pub(crate) struct Metrics {
     reconcile_seconds: Histogram,
     plan_seconds: Histogram,
     steps: Family<OfStep, Counter>,
+    failed_writes: Family<OfKind, Counter>,
     conditions: Family<OfCondition, Gauge>,
     hosts: Family<OfHost, Gauge>,
     gateways: Gauge,
@@ -86,6 +93,7 @@ impl Metrics {
         let reconciles = Family::<Outcome, Counter>::default();
         let (reconcile_seconds, plan_seconds) = (Histogram::new(SECONDS), Histogram::new(SECONDS));
         let steps = Family::<OfStep, Counter>::default();
+        let failed_writes = Family::<OfKind, Counter>::default();
         let conditions = Family::<OfCondition, Gauge>::default();
         let hosts = Family::<OfHost, Gauge>::default();
         let observed = Gauge::<f64, AtomicU64>::default();
@@ -106,6 +114,8 @@ impl Metrics {
             plan_seconds.clone(),
         );
         registry.register("operator_steps", "Steps of plans that were taken, by kind", steps.clone());
+        let of = "Writes that the store refused for the object's own sake, by kind; each is tried again, the later the oftener";
+        registry.register("operator_failed_writes", of, failed_writes.clone());
         let of = "1 while a deployment's condition is True, else 0; told by the operator that leads";
         registry.register("deployment_condition", of, conditions.clone());
         let of = "1 while a host's agent is heard, else 0; told by the operator that leads";
@@ -117,6 +127,9 @@ impl Metrics {
         for result in ["success", "conflict", "error"] {
             drop(reconciles.get_or_create(&Outcome { result }));
         }
+        for kind in [Kind::InferenceDeployment, Kind::InferenceHost] {
+            drop(failed_writes.get_or_create(&OfKind { kind: kind.as_str() }));
+        }
         Self {
             registry,
             leading,
@@ -125,6 +138,7 @@ impl Metrics {
             reconcile_seconds,
             plan_seconds,
             steps,
+            failed_writes,
             conditions,
             hosts,
             gateways,
@@ -163,6 +177,10 @@ impl Metrics {
 
     pub(crate) fn step(&self, step: &str) {
         self.steps.get_or_create(&OfStep { step: step.to_owned() }).inc();
+    }
+
+    pub(crate) fn write_failed(&self, kind: Kind) {
+        self.failed_writes.get_or_create(&OfKind { kind: kind.as_str() }).inc();
     }
 
     /// What is known of every deployment, now.

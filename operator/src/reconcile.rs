@@ -1,9 +1,11 @@
 //! The control loop: observe → plan → lint → apply → status, level-driven. It sleeps until something changes or something is due.
 
 mod apply;
+mod backoff;
 mod observe;
 mod routes;
 mod said;
+mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use tandem_crds::condition::{READY, find};
-use tandem_crds::{ConditionStatus, DeploymentRef, InferenceDeployment, InferenceHost};
+use tandem_crds::{DeploymentRef, InferenceDeployment, InferenceHost};
 use tandem_plan::{HostObservation, Model, Observation, Plan, Resolved, State};
 use tandem_store::{Kind, Platform, Selector, StoreError};
 
-use self::observe::Observed;
+use self::backoff::Backoff;
+use self::observe::{Observed, Reading};
 use self::said::Said;
+use self::settle::Writer;
 use crate::caller::chain;
 use crate::cluster::Cluster;
 use crate::lead::{Leader, Leadership};
@@ -25,7 +28,6 @@ use crate::metrics::Reconciled;
 use crate::models::{Found, Knowledge, Models};
 use crate::pods::host_of;
 use crate::rollout::{self, Rollout};
-use crate::serve::ready;
 use crate::{keys, secrets, supply};
 
 /// How often attention to silence is accounted for.
@@ -45,6 +47,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         models: Arc::clone(&cluster.models),
         said: Said::default(),
         written: apply::Written::new(),
+        backoff: Backoff::default(),
+        listed: None,
         version: u64::try_from(cluster.now().as_millisecond()).unwrap_or(1).max(1),
         cluster: Arc::clone(&cluster),
     };
@@ -99,12 +103,22 @@ async fn pay_attention(cluster: &Cluster) {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Listed {
+    /// By the clock that counts sleep.
+    at: Duration,
+    term: u64,
+}
+
 struct Control {
     cluster: Arc<Cluster>,
     leadership: Leadership,
     models: Arc<Models>,
     said: Said,
     written: apply::Written,
+    backoff: Backoff,
+    /// When the store itself was asked for everything, and in which term; none: a pass has failed since.
+    listed: Option<Listed>,
     /// Of the newest route table; starts from the clock, so that it grows over restarts, too.
     version: u64,
 }
@@ -137,7 +151,10 @@ impl Control {
     /// One pass; how long until the next is due.
     async fn next(&mut self) -> Duration {
         let begun = Instant::now();
-        let (how, sleep) = match self.pass().await {
+        let (reading, listed) = self.reading();
+        let outcome = self.pass(reading).await;
+        self.listed = listed.filter(|_| outcome.is_ok());
+        let (how, sleep) = match outcome {
             Ok(sleep) => (Reconciled::Done, sleep),
             Err(error) if error.is_conflict() => {
                 tracing::debug!(error = chain(&error), "somebody else was faster: planning anew");
@@ -153,12 +170,13 @@ impl Control {
     }
 
     /// One look at everything, and the next step; how long until the next look is due.
-    async fn pass(&mut self) -> Result<Duration, StoreError> {
+    async fn pass(&mut self, reading: Reading) -> Result<Duration, StoreError> {
         let cluster = Arc::clone(&self.cluster);
-        let observed = observe::observe(&cluster).await?;
+        let observed = observe::observe(&cluster, reading).await?;
         let revoked = cluster.refresh_revoked().await?;
         let keys = keys::to_let_in(&*cluster.store, cluster.now()).await?;
         let term = self.leadership.keep(observed.newest_term, observed.unknown_term).await;
+        self.backoff.keep(|key| observed.has(key));
         let due = observed.next_change;
         let credentials = credentials(&cluster, &observed).await?;
         let hosts: Vec<InferenceHost> = observed.hosts.values().map(|(_, host)| host.clone()).collect();
@@ -237,16 +255,31 @@ impl Control {
             tracing::info!(pod = pod.name, node = pod.node, "replaces an agent's pod of an older revision");
             platform.delete_pod(pod).await?;
         }
-        if self.leadership.term().is_some() {
-            apply::specs(&self.cluster, &mut self.leadership, observed, plan).await?;
+        let mut writer =
+            Writer { cluster: &self.cluster, leadership: &mut self.leadership, backoff: &mut self.backoff };
+        if writer.leads() {
+            apply::specs(&mut writer, observed, plan).await?;
         }
         let mut due = Duration::MAX;
-        if self.leadership.term().is_some() {
-            due = apply::statuses(&self.cluster, &mut self.leadership, observed, plan, &mut self.written)
-                .await?;
-            mark_hosts(&self.cluster, observed).await?;
+        if writer.leads() {
+            due = apply::statuses(&mut writer, observed, plan, &mut self.written).await?;
         }
-        Ok(due)
+        if writer.leads() {
+            apply::marks(&mut writer, observed).await?;
+        }
+        Ok(due.min(writer.due()))
+    }
+
+    /// How the next pass reads the store, and what it is to remember of that if it ends well. A new leader, and one whose last
+    /// pass failed, asks the store itself, and so does every leader now and then, should a watch have missed something.
+    fn reading(&self) -> (Reading, Option<Listed>) {
+        let (now, term) = (self.cluster.clock.elapsed(), self.leadership.term());
+        let good =
+            |listed: &Listed| Some(listed.term) == term && now.saturating_sub(listed.at) < LONGEST_SLEEP;
+        match self.listed.filter(good) {
+            Some(listed) => (Reading::Recent, Some(listed)),
+            None => (Reading::Listed, term.map(|term| Listed { at: now, term })),
+        }
     }
 
     /// What is stored, and what is known of each model; begins to find out what is not.
@@ -331,32 +364,4 @@ fn endpoint(cluster: &Cluster, observed: &Observed) -> Option<String> {
     let connected = cluster.gateways().into_values().find(|url| !url.is_empty());
     let reported = || observed.hosts.values().find_map(|(_, host)| host.status.as_ref()?.gateway_url.clone());
     connected.or_else(reported)
-}
-
-/// A silent host's object says so, and a host that is heard again, too.
-async fn mark_hosts(cluster: &Cluster, observed: &Observed) -> Result<(), StoreError> {
-    for (name, (object, host)) in &observed.hosts {
-        let (Some(status), Some(presence)) = (&host.status, observed.presence.get(name)) else { continue };
-        let (answer, reason, message) = match presence {
-            HostObservation::Unknown { .. } => (
-                ConditionStatus::Unknown,
-                "Silent",
-                "the host's agent is not heard; what runs there may go on serving",
-            ),
-            HostObservation::Known(_) => (ConditionStatus::True, "Reporting", "the agent reports"),
-        };
-        if find(&status.conditions, READY).map(|condition| condition.status) == Some(answer) {
-            continue;
-        }
-        // A spec written in this pass has changed the version; a newer report leaves this to the next pass.
-        let newest = cluster.store.get(&object.key).await?;
-        let Some(object) = newest.filter(|newest| newest.status() == object.status()) else { continue };
-        let mut new = status.clone();
-        new.conditions.retain(|condition| condition.type_ != READY);
-        new.conditions.insert(0, ready(&object, answer, reason, message, cluster.now()));
-        let new = serde_json::to_value(new).expect("API types are JSON");
-        cluster.store.replace_status(&object.key, &object.version, new).await?;
-        tracing::info!(host = name, ready = ?answer, "a host's Ready condition has turned");
-    }
-    Ok(())
 }

@@ -77,6 +77,7 @@ fn firing() -> Vec<(Case, Value)> {
     let with = |condition: &str| json!({"namespace": "llm", "name": "kimi", "condition": condition});
     let agent = r#"tandem_agent_session_up{instance="mac-a:7445"}"#;
     let damaged = r#"tandem_weights_verify_failures_total{instance="mac-a:7445"}"#;
+    let refused = r#"tandem_operator_failed_writes_total{kind="InferenceHost"}"#;
     let at = || json!({"instance": "mac-a:7445"});
     let failed = gateway("streams_total", r#",result="overloaded""#);
     let slow = |le: &str| gateway("recovery_seconds_bucket", &format!(r#",le="{le}""#));
@@ -91,6 +92,8 @@ fn firing() -> Vec<(Case, Value)> {
             case("TandemReconcileFails", "tandem_operator_last_success_timestamp_seconds", "0x20", "4m"),
             json!({}),
         ),
+        // Every five minutes at the least, while it is refused.
+        (case("TandemWritesRefused", refused, "0 1x9 2x30", "12m"), json!({"kind": "InferenceHost"})),
         (case("TandemDeploymentDown", &condition("Ready"), "1 1 0x10", "4m"), with("Ready")),
         (case("TandemDeploymentNotRedundant", &condition("Redundant"), "0x40", "16m"), with("Redundant")),
         (case("TandemDeploymentStalled", &condition("Stalled"), "1x20", "6m"), with("Stalled")),
@@ -124,6 +127,7 @@ fn silent() -> Vec<Case> {
         case("TandemTwoLeaders", r#"tandem_operator_leader{pod="a"}"#, "1x10", "4m")
             .and(r#"tandem_operator_leader{pod="b"}"#, "0x10"),
         case("TandemReconcileFails", "tandem_operator_last_success_timestamp_seconds", "0+30x20", "4m"),
+        case("TandemWritesRefused", "tandem_operator_failed_writes_total", "3x40", "12m"),
         case("TandemDeploymentDown", &condition("Ready"), "1 1 0x10", "2m"),
         case("TandemDeploymentNotRedundant", &condition("Redundant"), "0x20 1x20", "14m"),
         case("TandemDeploymentStalled", &condition("Stalled"), "0x20", "6m"),

@@ -1,48 +1,55 @@
 //! Apply: writes what a plan says, by the versions that it was made from. A write that comes too late ends the pass: the next
-//! one plans anew.
+//! one plans anew. A write that is refused for its object's own sake is tried again later, and holds no other up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use serde_json::Value;
 use tandem_crds::condition::{READY, REDUNDANT, STALLED, find};
 use tandem_crds::{Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus, TransferStatus};
-use tandem_plan::{Plan, Step};
+use tandem_plan::{HostObservation, Plan, Step};
 use tandem_store::{EventNote, Key, Object, Severity, StoreError};
 
+use super::backoff::Part;
 use super::observe::Observed;
 use super::said::Said;
+use super::settle::{Write, Writer, note};
 use crate::MANAGER;
 use crate::cluster::Cluster;
-use crate::lead::Leadership;
+use crate::serve::ready;
 
 /// How often figures of transfers are written, of however many hosts they are.
 const WHILE_MOVING: Duration = Duration::from_secs(5);
 
 /// Writes the specs of hosts, and notes each step that was taken.
 pub(super) async fn specs(
-    cluster: &Cluster,
-    leadership: &mut Leadership,
+    writer: &mut Writer<'_>,
     observed: &Observed,
     plan: &Plan,
 ) -> Result<(), StoreError> {
+    let cluster = writer.cluster;
+    let mut writes = Vec::new();
     for (host, spec) in &plan.specs {
         let Some((object, _)) = observed.hosts.get(host) else { continue };
-        // Many writes outlast a lease; who has lost it writes no more.
-        if leadership.look().await.is_none() {
-            return Ok(());
+        if writer.holds(object, Part::Spec) {
+            continue;
         }
-        let mut new = object.clone();
-        new.json["spec"] = json(spec);
-        cluster.store.replace(&new, MANAGER).await?;
-        let taken: Vec<&Step> = plan.steps.iter().filter(|step| step.host == *host).collect();
-        for step in &taken {
-            tracing::info!(%step, "step taken");
-            cluster.metrics.step(reason_of(step));
-        }
-        cluster.store.record_events(taken.into_iter().filter_map(note_of_step).collect()).await?;
+        let run = async move {
+            let mut new = object.clone();
+            new.json["spec"] = json(spec);
+            cluster.store.replace(&new, MANAGER).await?;
+            let taken: Vec<&Step> = plan.steps.iter().filter(|step| step.host == *host).collect();
+            for step in &taken {
+                tracing::info!(%step, "step taken");
+                cluster.metrics.step(reason_of(step));
+            }
+            note(cluster, taken.into_iter().filter_map(note_of_step).collect()).await;
+            Ok(())
+        };
+        writes.push(Write { object, run: run.boxed() });
     }
-    Ok(())
+    writer.settle(Part::Spec, writes).await
 }
 
 /// When each deployment's status was written last, by the clock that counts sleep.
@@ -51,17 +58,18 @@ pub(super) type Written = BTreeMap<DeploymentRef, Duration>;
 /// Writes the statuses that differ, and notes each condition that has turned. How long until the figures of transfers, which may
 /// be all that has moved, are due.
 pub(super) async fn statuses(
-    cluster: &Cluster,
-    leadership: &mut Leadership,
+    writer: &mut Writer<'_>,
     observed: &Observed,
     plan: &Plan,
     written: &mut Written,
 ) -> Result<Duration, StoreError> {
+    let cluster = writer.cluster;
     let (now, mut due) = (cluster.clock.elapsed(), Duration::MAX);
     written.retain(|key, _| plan.statuses.contains_key(key));
+    let mut writes = Vec::new();
     for (key, status) in &plan.statuses {
         let Some((object, deployment)) = observed.deployments.get(key) else { continue };
-        if deployment.status.as_ref() == Some(status) {
+        if deployment.status.as_ref() == Some(status) || writer.holds(object, Part::Status) {
             continue;
         }
         let since = written.get(key).map_or(Duration::MAX, |at| now.saturating_sub(*at));
@@ -70,15 +78,53 @@ pub(super) async fn statuses(
             due = due.min(WHILE_MOVING - since);
             continue;
         }
-        if leadership.look().await.is_none() {
-            return Ok(due);
-        }
         written.insert(key.clone(), now);
-        cluster.store.replace_status(&object.key, &object.version, json(status)).await?;
-        let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
-        cluster.store.record_events(turned(&object.key, before, status)).await?;
+        let run = async move {
+            cluster.store.replace_status(&object.key, &object.version, json(status)).await?;
+            let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
+            note(cluster, turned(&object.key, before, status)).await;
+            Ok(())
+        };
+        writes.push(Write { object, run: run.boxed() });
     }
+    writer.settle(Part::Status, writes).await?;
     Ok(due)
+}
+
+/// A silent host's object says so, and a host that is heard again, too.
+pub(super) async fn marks(writer: &mut Writer<'_>, observed: &Observed) -> Result<(), StoreError> {
+    let cluster = writer.cluster;
+    let mut writes = Vec::new();
+    for (name, (object, host)) in &observed.hosts {
+        let (Some(status), Some(presence)) = (&host.status, observed.presence.get(name)) else { continue };
+        let (answer, reason, message) = match presence {
+            HostObservation::Unknown { .. } => (
+                ConditionStatus::Unknown,
+                "Silent",
+                "the host's agent is not heard; what runs there may go on serving",
+            ),
+            HostObservation::Known(_) => (ConditionStatus::True, "Reporting", "the agent reports"),
+        };
+        let known = find(&status.conditions, READY).map(|condition| condition.status);
+        if known == Some(answer) || writer.holds(object, Part::Status) {
+            continue;
+        }
+        let run = async move {
+            // A spec written in this pass has changed the version; a newer report leaves this to the next pass.
+            let newest = cluster.store.get(&object.key).await?;
+            let Some(newest) = newest.filter(|newest| newest.status() == object.status()) else {
+                return Ok(());
+            };
+            let mut new = status.clone();
+            new.conditions.retain(|condition| condition.type_ != READY);
+            new.conditions.insert(0, ready(&newest, answer, reason, message, cluster.now()));
+            cluster.store.replace_status(&newest.key, &newest.version, json(&new)).await?;
+            tracing::info!(host = name, ready = ?answer, "a host's Ready condition has turned");
+            Ok(())
+        };
+        writes.push(Write { object, run: run.boxed() });
+    }
+    writer.settle(Part::Status, writes).await
 }
 
 /// Whether two statuses differ in no more than the figures of transfers that both have.

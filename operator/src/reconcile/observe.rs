@@ -6,7 +6,7 @@ use std::time::Duration;
 use tandem_crds::condition::{READY, find};
 use tandem_crds::{ConditionStatus, DeploymentRef, InferenceDeployment, InferenceHost};
 use tandem_plan::HostObservation;
-use tandem_store::{Kind, Object, Selector, StoreError};
+use tandem_store::{Key, Kind, Object, Selector, StoreError};
 
 use crate::cluster::Cluster;
 
@@ -29,10 +29,23 @@ pub(super) struct Observed {
     pub(super) next_change: Duration,
 }
 
+/// How the store is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// For what it holds now.
+    Listed,
+    /// For what this process has been told of it, which may be a moment old. Every write states the version that was read.
+    Recent,
+}
+
 /// Looks at everything.
-pub(super) async fn observe(cluster: &Cluster) -> Result<Observed, StoreError> {
-    let deployments = cluster.store.list(&Selector::all(Kind::InferenceDeployment)).await?;
-    let hosts = cluster.store.list(&Selector::all(Kind::InferenceHost)).await?;
+pub(super) async fn observe(cluster: &Cluster, reading: Reading) -> Result<Observed, StoreError> {
+    let read = async |kind| match reading {
+        Reading::Listed => cluster.store.list(&Selector::all(kind)).await,
+        Reading::Recent => cluster.store.recent(&Selector::all(kind)).await,
+    };
+    let deployments = read(Kind::InferenceDeployment).await?;
+    let hosts = read(Kind::InferenceHost).await?;
     let names: Vec<String> = hosts.objects.iter().map(|host| host.key.name.clone()).collect();
     cluster.sessions.expect(&names);
     cluster.sessions.look(cluster.clock.elapsed());
@@ -60,6 +73,16 @@ pub(super) async fn observe(cluster: &Cluster) -> Result<Observed, StoreError> {
 }
 
 impl Observed {
+    /// Whether there is such an object.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        match key.kind {
+            Kind::InferenceDeployment => self
+                .deployments
+                .contains_key(&DeploymentRef { namespace: key.namespace.clone(), name: key.name.clone() }),
+            Kind::InferenceHost => self.hosts.contains_key(&key.name),
+        }
+    }
+
     fn see(&mut self, cluster: &Cluster, name: &str, host: &InferenceHost) {
         let reported = host.status.as_ref().and_then(|status| status.observed_term).unwrap_or(0);
         let obeyed = cluster.sessions.obeyed_term(name).max(reported);

@@ -1,13 +1,15 @@
 //! etcd servers: one member, or several that form a cluster.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
+use crate::pki::{Authority, Pair};
 use crate::port::free_port;
 use crate::process::Server;
 use crate::tools::{Tool, Tools};
@@ -16,10 +18,16 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// A member alone is ready in a second; three on a busy machine take their time to elect a leader.
 const READY: Duration = Duration::from_secs(60);
 
-/// An etcd cluster on loopback, without TLS. What it wrote is not synced to disk: the machine doesn't die in a test.
+/// Of root, where it asks for names.
+const ROOT_PASSWORD: &str = "root's own";
+
+/// An etcd cluster on loopback. What it wrote is not synced to disk: the machine doesn't die in a test.
 pub struct Etcd {
     members: Vec<Member>,
-    etcdctl: std::path::PathBuf,
+    etcdctl: PathBuf,
+    /// Signs for clients, where they have to show certificates.
+    authority: Option<Box<Authority>>,
+    asks_for_names: bool,
     dir: TempDir,
 }
 
@@ -29,29 +37,46 @@ struct Member {
 }
 
 impl Etcd {
-    /// Starts that many members, and waits until they have a leader.
+    /// Starts that many members, without TLS, and waits until they have a leader.
     ///
     /// # Errors
     /// When the tools can't be had or a member doesn't start.
     pub fn start(members: usize) -> Result<Self> {
+        Self::start_with(members, None)
+    }
+
+    /// The same, on https alone, for clients alone that show a certificate of this cluster's authority.
+    ///
+    /// # Errors
+    /// When the tools can't be had or a member doesn't start.
+    pub fn start_with_tls(members: usize) -> Result<Self> {
+        Self::start_with(members, Some(Box::new(Authority::create("etcd")?)))
+    }
+
+    fn start_with(members: usize, authority: Option<Box<Authority>>) -> Result<Self> {
         let tools = Tools::find()?;
         let program = tools.program(Tool::Etcd, "etcd")?;
         let etcdctl = tools.program(Tool::Etcd, "etcdctl")?;
         let dir = tempfile::Builder::new().prefix("tandem-etcd-").tempdir().context("no temporary folder")?;
         let ports: Vec<(u16, u16)> =
             (0..members).map(|_| Ok((free_port(LOOPBACK)?, free_port(LOOPBACK)?))).collect::<Result<_>>()?;
+        if let Some(authority) = &authority {
+            let server = authority.server("etcd", &[LOOPBACK], &["localhost"])?;
+            fs::write(dir.path().join("ca.crt"), authority.certificate())
+                .context("the CA can't be written")?;
+            write(dir.path(), "server", &server)?;
+            write(dir.path(), "root", &authority.user("root", &[])?)?;
+        }
         let peers: Vec<String> =
             ports.iter().enumerate().map(|(n, (_, peer))| format!("m{n}=http://127.0.0.1:{peer}")).collect();
         let mut started = Vec::new();
         for (n, (client, peer)) in ports.iter().enumerate() {
-            let server = Server::start(
-                &format!("etcd-{n}"),
-                command(&program, dir.path(), n, *client, *peer, &peers.join(",")),
-                dir.path(),
-            )?;
+            let mut command = command(&program, dir.path(), n, *peer, &peers.join(","));
+            listen(&mut command, dir.path(), *client, authority.is_some());
+            let server = Server::start(&format!("etcd-{n}"), command, dir.path())?;
             started.push(Member { server, client_port: *client });
         }
-        let mut etcd = Self { members: started, etcdctl, dir };
+        let mut etcd = Self { members: started, etcdctl, authority, asks_for_names: false, dir };
         for n in 0..members {
             etcd.wait(n)?;
         }
@@ -61,7 +86,45 @@ impl Etcd {
     /// Where clients reach the members.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("http://127.0.0.1:{}", member.client_port)).collect()
+        (0..self.members.len()).map(|n| self.endpoint(n)).collect()
+    }
+
+    fn endpoint(&self, n: usize) -> String {
+        url(self.members[n].client_port, self.authority.is_some())
+    }
+
+    /// The authority of its certificates, as PEM; none: it speaks without TLS.
+    #[must_use]
+    pub fn ca(&self) -> Option<&str> {
+        self.authority.as_deref().map(Authority::certificate)
+    }
+
+    /// A certificate and its key for a client of this name, as PEM.
+    ///
+    /// # Errors
+    /// When it speaks without TLS, or nothing can be signed.
+    pub fn client_certificate(&self, name: &str) -> Result<(String, String)> {
+        let authority = self.authority.as_ref().context("this etcd has no certificates")?;
+        let Pair { certificate, key } = authority.user(name, &[])?;
+        Ok((certificate, key))
+    }
+
+    /// From now on nobody is let in without a name that it knows. This user may read and write what is below the prefix, and nothing
+    /// else.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn ask_for_names(&mut self, user: &str, password: &str, prefix: &str) -> Result<()> {
+        let (user_and_password, root) = (format!("{user}:{password}"), format!("root:{ROOT_PASSWORD}"));
+        self.ctl(&["user", "add", &root])?;
+        self.ctl(&["user", "grant-role", "root", "root"])?;
+        self.ctl(&["role", "add", user])?;
+        self.ctl(&["role", "grant-permission", "--prefix", user, "readwrite", prefix])?;
+        self.ctl(&["user", "add", &user_and_password])?;
+        self.ctl(&["user", "grant-role", user, user])?;
+        self.ctl(&["auth", "enable"])?;
+        self.asks_for_names = true;
+        Ok(())
     }
 
     /// The process of a member, to stop or to signal.
@@ -74,15 +137,9 @@ impl Etcd {
     /// # Errors
     /// When it doesn't.
     pub fn wait(&mut self, n: usize) -> Result<()> {
-        let endpoint = format!("http://127.0.0.1:{}", self.members[n].client_port);
-        let etcdctl = self.etcdctl.clone();
-        self.members[n].server.wait(READY, || {
-            Command::new(&etcdctl)
-                .args(["--endpoints", &endpoint, "--dial-timeout", "1s", "--command-timeout", "2s"])
-                .args(["endpoint", "health"])
-                .output()
-                .is_ok_and(|output| output.status.success())
-        })
+        let mut health = self.etcdctl(&self.endpoint(n));
+        health.args(["--dial-timeout", "1s", "--command-timeout", "2s", "endpoint", "health"]);
+        self.members[n].server.wait(READY, || health.output().is_ok_and(|output| output.status.success()))
     }
 
     /// `etcdctl` on all endpoints: what it prints.
@@ -90,13 +147,25 @@ impl Etcd {
     /// # Errors
     /// When it fails.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(&self.etcdctl)
-            .args(["--endpoints", &self.endpoints().join(",")])
-            .args(arguments)
-            .output()
-            .context("etcdctl can't be started")?;
+        let mut command = self.etcdctl(&self.endpoints().join(","));
+        let output = command.args(arguments).output().context("etcdctl can't be started")?;
         anyhow::ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `etcdctl` as root.
+    fn etcdctl(&self, endpoints: &str) -> Command {
+        let mut command = Command::new(&self.etcdctl);
+        command.args(["--endpoints", endpoints]);
+        if self.authority.is_some() {
+            let file = |name| self.dir.path().join(name);
+            command.arg("--cacert").arg(file("ca.crt"));
+            command.arg("--cert").arg(file("root.crt")).arg("--key").arg(file("root.key"));
+        }
+        if self.asks_for_names {
+            command.args(["--user", "root", "--password", ROOT_PASSWORD]);
+        }
+        command
     }
 
     /// Makes it forget all revisions so far.
@@ -119,14 +188,36 @@ impl Etcd {
     }
 }
 
-fn command(program: &Path, dir: &Path, n: usize, client: u16, peer: u16, peers: &str) -> Command {
-    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+fn url(port: u16, tls: bool) -> String {
+    format!("http{}://127.0.0.1:{port}", if tls { "s" } else { "" })
+}
+
+fn write(dir: &Path, name: &str, pair: &Pair) -> Result<()> {
+    for (ending, text) in [("crt", &pair.certificate), ("key", &pair.key)] {
+        fs::write(dir.join(format!("{name}.{ending}")), text).context("a certificate can't be written")?;
+    }
+    Ok(())
+}
+
+fn command(program: &Path, dir: &Path, n: usize, peer: u16, peers: &str) -> Command {
+    let peer = url(peer, false);
     let mut command = Command::new(program);
     command
         .args(["--name", &format!("m{n}"), "--data-dir"])
         .arg(dir.join(format!("m{n}")))
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", peers, "--unsafe-no-fsync", "--log-level", "warn"]);
+        .args(["--initial-cluster", peers, "--unsafe-no-fsync", "--log-level", "warn"])
+        // Hashing passwords as slowly as is right for people's would be most of a test.
+        .args(["--bcrypt-cost", "4"]);
     command
+}
+
+fn listen(command: &mut Command, dir: &Path, client: u16, tls: bool) {
+    let client = url(client, tls);
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    if tls {
+        command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(dir.join("ca.crt"));
+        command.arg("--cert-file").arg(dir.join("server.crt"));
+        command.arg("--key-file").arg(dir.join("server.key"));
+    }
 }

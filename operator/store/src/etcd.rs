@@ -6,6 +6,7 @@
 mod client;
 mod keys;
 mod lease;
+mod refused;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! Requests to etcd: each with an end, and repeated on another member when that can help.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::EtcdOptions;
+use super::refused::{advice, tls_advice};
 use crate::error::StoreError;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -30,7 +32,18 @@ const PING: Duration = Duration::from_secs(1);
 pub(super) struct Client {
     client: etcd_client::Client,
     server: Arc<str>,
+    /// What everything lies below, for the sentence about a right that is missing.
+    prefix: Arc<str>,
+    trust: Option<Trust>,
     closed: watch::Sender<bool>,
+}
+
+/// Of members that are asked over TLS: whether this side and theirs have come to terms.
+#[derive(Clone)]
+struct Trust {
+    shows_certificate: bool,
+    /// Whether any member has ever answered a request. From then on a connection that breaks has broken, and is not refused.
+    answered: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -52,10 +65,16 @@ impl Client {
             }
             connect = connect.with_tls(config);
         }
-        let client = etcd_client::Client::connect(&options.endpoints, Some(connect))
-            .await
-            .map_err(|error| unreachable(&server, error))?;
-        Ok(Self { client, server, closed: watch::Sender::new(false) })
+        let trust = options
+            .tls
+            .as_ref()
+            .map(|tls| Trust { shows_certificate: tls.own.is_some(), answered: Arc::default() });
+        let prefix: Arc<str> = format!("/{}", options.prefix.trim_matches('/')).into();
+        let client =
+            etcd_client::Client::connect(&options.endpoints, Some(connect)).await.map_err(|error| {
+                refused(&server, &prefix, &error).unwrap_or_else(|| no_answer(&server, trust.as_ref(), error))
+            })?;
+        Ok(Self { client, server, prefix, trust, closed: watch::Sender::new(false) })
     }
 
     /// Every later request fails, and watches end.
@@ -111,35 +130,90 @@ impl Client {
         let begun = Instant::now();
         let backoff = ExponentialBuilder::new().with_min_delay(Duration::from_millis(25)).with_jitter();
         let mut delays = backoff.with_max_delay(Duration::from_secs(1)).with_max_times(TRIES).build();
+        let mut last = None;
         loop {
             if *self.closed.borrow() {
                 return Err(StoreError::Closed);
             }
             let error = match timeout(TRY_WITHIN, request(self.client.clone())).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => match refusal(&error) {
-                    Some(message) => return Err(StoreError::Refused { code: 400, message }),
-                    None => unreachable(&self.server, error),
+                Ok(Ok(answer)) => {
+                    self.answered();
+                    return Ok(answer);
+                }
+                Ok(Err(error)) => match refused(&self.server, &self.prefix, &error) {
+                    Some(refused) => {
+                        self.answered();
+                        return Err(refused);
+                    }
+                    None => no_answer(&self.server, self.trust.as_ref(), error),
                 },
-                Err(late) => unreachable(&self.server, late),
+                // What went wrong before says more than that nothing came.
+                Err(late) => {
+                    last.take().unwrap_or_else(|| no_answer(&self.server, self.trust.as_ref(), late))
+                }
             };
             let Some(pause) = delays.next().filter(|pause| begun.elapsed() + *pause < within) else {
                 return Err(error);
             };
+            last = Some(error);
             sleep(pause).await;
+        }
+    }
+
+    fn answered(&self) {
+        if let Some(trust) = &self.trust {
+            trust.answered.store(true, Ordering::Relaxed);
         }
     }
 }
 
 /// gRPC's codes of what another try would only hear again: InvalidArgument, NotFound, PermissionDenied, FailedPrecondition,
 /// OutOfRange, Unimplemented, Unauthenticated.
-fn refusal(error: &Error) -> Option<String> {
-    match error {
-        Error::GRpcStatus(status) if matches!(status.code() as i32, 3 | 5 | 7 | 9 | 11 | 12 | 16) => {
-            Some(status.message().to_owned())
-        }
-        Error::InvalidArgs(message) => Some(message.clone()),
-        _ => None,
+/// With HTTP's word for it.
+fn refusal(error: &Error) -> Option<(u16, String)> {
+    let (code, message) = match error {
+        Error::GRpcStatus(status) => (status.code() as i32, status.message()),
+        Error::InvalidArgs(message) => return Some((400, message.clone())),
+        _ => return None,
+    };
+    let code = match code {
+        3 | 5 | 9 | 11 | 12 => 400,
+        7 => 403,
+        16 => 401,
+        _ => return None,
+    };
+    Some((code, message.to_owned()))
+}
+
+/// What another try would only hear again, as the store's error.
+fn refused(server: &str, prefix: &str, error: &Error) -> Option<StoreError> {
+    let (code, message) = refusal(error)?;
+    let message = match advice(&message, prefix) {
+        Some(advice) => format!("{server} says `{message}`: {advice}"),
+        None => message,
+    };
+    Some(StoreError::Refused { code, message })
+}
+
+/// No answer, for want of a member, of a way, or of trust.
+fn no_answer(
+    server: &str,
+    trust: Option<&Trust>,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> StoreError {
+    let advice = trust.filter(|trust| !trust.answered.load(Ordering::Relaxed)).and_then(|trust| {
+        let error: &(dyn std::error::Error + 'static) = &error;
+        // The client's own errors name no source.
+        let cause: &(dyn std::error::Error + 'static) = match error.downcast_ref::<Error>() {
+            Some(Error::GRpcStatus(status)) => status,
+            Some(Error::TransportError(error)) => error,
+            _ => error,
+        };
+        tls_advice(cause, trust.shows_certificate)
+    });
+    match advice {
+        Some(advice) => unreachable(&format!("{server} ({advice})"), error),
+        None => unreachable(server, error),
     }
 }
 

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use tandem_crds::{InferenceHostSpec, WorkloadMode, WorkloadSpec};
 
-use crate::input::Model;
-use crate::keep;
+use crate::input::{Model, Resolved};
 use crate::output::{Action, Step, Waiting};
-use crate::parse::{Wanted, World};
+use crate::parse::{Host, Wanted, World};
 use crate::place::Decision;
 use crate::roll;
 
@@ -21,66 +20,90 @@ pub(crate) struct Diff {
     pub(crate) waiting: Vec<Waiting>,
 }
 
-pub(crate) fn diff(world: &World, decisions: &[Decision]) -> Diff {
-    let mut draft = Draft::new(world);
-    for (index, host) in world.hosts.iter().enumerate() {
-        if host.spec.term < world.term {
-            draft.spec(index).term = world.term;
-            draft.step(
-                index,
-                Action::Lead { term: world.term },
-                "a new leader fences earlier ones out".to_owned(),
-            );
-        }
+/// What a difference is made from, beside the world. It may leave out whatever changes nothing.
+pub(crate) struct Changing<'a> {
+    /// Hosts whose specs carry an earlier term, in order.
+    pub(crate) led: Vec<usize>,
+    /// Deployments and what becomes of them, oldest first.
+    pub(crate) deployments: Vec<(usize, &'a Decision)>,
+    /// The highest start number of an id that some host has or remembers.
+    pub(crate) known: &'a dyn Fn(&str) -> Option<u64>,
+    /// Files to keep, of those hosts that shall keep others than they do.
+    pub(crate) kept: BTreeMap<usize, Vec<String>>,
+}
+
+pub(crate) fn diff<'a>(world: &'a World<'a>, changing: Changing<'a>) -> Diff {
+    let Changing { led, deployments, known, kept } = changing;
+    let mut draft =
+        Draft { world, known, specs: BTreeMap::new(), begun: HashMap::new(), diff: Diff::default() };
+    for host in led {
+        draft.spec(host).term = world.term;
+        let reason = "a new leader fences earlier ones out".to_owned();
+        draft.step(host, Action::Lead { term: world.term }, reason);
     }
-    for copy in &world.orphans {
+    for copy in world.orphans() {
         let workload = copy.workload;
         draft.spec(copy.host).workloads.retain(|other| other.id != workload.id);
         let action = Action::Stop { deployment: workload.deployment.clone(), workload: workload.id.clone() };
         draft.step(copy.host, action, format!("{} is deleted", workload.deployment));
     }
-    for (wanted, decision) in world.deployments.iter().zip(decisions) {
-        draft.deployment(wanted, decision);
+    for (deployment, decision) in deployments {
+        draft.deployment(&world.deployments[deployment], decision);
     }
-    draft.finish()
+    draft.finish(kept)
+}
+
+/// Every id that some host has or remembers, with the highest epoch known of it.
+pub(crate) fn known<'a>(world: &World<'a>) -> HashMap<&'a str, u64> {
+    let mut known: HashMap<&str, u64> = HashMap::new();
+    for (id, epoch) in world.hosts.iter().flat_map(known_by) {
+        let highest = known.entry(id).or_default();
+        *highest = epoch.max(*highest);
+    }
+    known
+}
+
+/// The ids that one host has or remembers.
+pub(crate) fn known_by<'a>(host: &Host<'a>) -> impl Iterator<Item = (&'a str, u64)> + use<'a> {
+    let assigned = host.spec.workloads.iter().map(|workload| (workload.id.as_str(), workload.epoch));
+    let reported = host.report.into_iter().flat_map(|report| &report.workloads);
+    assigned.chain(reported.map(|status| (status.id.as_str(), status.epoch)))
+}
+
+/// Whether what becomes of a deployment changes any host's spec, or leaves something waiting.
+pub(crate) fn moves(wanted: &Wanted, decision: &Decision) -> bool {
+    let Decision { start, replace, stop, promote, demote, waiting, .. } = decision;
+    let decided = [start, replace, stop, promote, demote, waiting].iter().any(|list| !list.is_empty());
+    decided
+        || match wanted.model {
+            Model::Resolved(resolved) => {
+                wanted.copies.iter().any(|copy| revises(wanted, resolved, copy.workload))
+            }
+            Model::Resolving | Model::Failed(_) => false,
+        }
+}
+
+fn revises(wanted: &Wanted, resolved: &Resolved, running: &WorkloadSpec) -> bool {
+    !roll::is_outdated(wanted, resolved, running) && roll::is_revised(wanted, resolved, running)
 }
 
 struct Draft<'a> {
     world: &'a World<'a>,
     /// Of those hosts that change.
     specs: BTreeMap<usize, InferenceHostSpec>,
-    /// What each host's generation becomes if its workloads change.
-    next: Vec<u64>,
-    /// Every id that some host has or remembers, with the highest epoch known of it.
-    known: HashMap<&'a str, u64>,
+    /// See [`Changing::known`].
+    known: &'a dyn Fn(&str) -> Option<u64>,
     /// The same of what this plan starts.
     begun: HashMap<String, u64>,
     diff: Diff,
 }
 
-impl<'a> Draft<'a> {
-    fn new(world: &'a World<'a>) -> Self {
-        let mut known: HashMap<&str, u64> = HashMap::new();
-        for host in &world.hosts {
-            let assigned = host.spec.workloads.iter().map(|workload| (&workload.id, workload.epoch));
-            let reported = host.report.into_iter().flat_map(|report| &report.workloads);
-            for (id, epoch) in assigned.chain(reported.map(|status| (&status.id, status.epoch))) {
-                let highest = known.entry(id).or_default();
-                *highest = epoch.max(*highest);
-            }
-        }
-        let next = |host: &crate::parse::Host| {
-            let seen = host.report.and_then(|report| report.observed_generation).unwrap_or(0);
-            host.spec.generation.max(seen) + 1
-        };
-        Self {
-            world,
-            specs: BTreeMap::new(),
-            next: world.hosts.iter().map(next).collect(),
-            known,
-            begun: HashMap::new(),
-            diff: Diff::default(),
-        }
+impl Draft<'_> {
+    /// What a host's generation becomes if its workloads change.
+    fn next(&self, host: usize) -> u64 {
+        let host = &self.world.hosts[host];
+        let seen = host.report.and_then(|report| report.observed_generation).unwrap_or(0);
+        host.spec.generation.max(seen) + 1
     }
 
     /// A host's spec, to be changed.
@@ -102,10 +125,7 @@ impl<'a> Draft<'a> {
         if let Model::Resolved(resolved) = wanted.model {
             for (index, copy) in wanted.copies.iter().enumerate() {
                 let running = copy.workload;
-                if changed(index)
-                    || roll::is_outdated(wanted, resolved, running)
-                    || !roll::is_revised(wanted, resolved, running)
-                {
+                if changed(index) || !revises(wanted, resolved, running) {
                     continue;
                 }
                 let (id, epoch, mode) = (running.id.clone(), running.epoch, running.mode);
@@ -182,8 +202,8 @@ impl<'a> Draft<'a> {
     /// Above every epoch that is known of an id, and never below the generation that first carries it: a host's
     /// generation only grows, so even an id that was forgotten starts above what that host has seen of it.
     fn epoch(&mut self, id: &str, host: usize) -> u64 {
-        let newest = self.begun.get(id).or_else(|| self.known.get(id)).copied().unwrap_or(0);
-        let epoch = self.next[host].max(newest + 1);
+        let newest = self.begun.get(id).copied().or_else(|| (self.known)(id)).unwrap_or(0);
+        let epoch = self.next(host).max(newest + 1);
         self.begun.insert(id.to_owned(), epoch);
         epoch
     }
@@ -193,25 +213,25 @@ impl<'a> Draft<'a> {
         let mut number = 1_u64;
         loop {
             let id = workload_id(namespace, name, number);
-            if !self.known.contains_key(id.as_str()) && !self.begun.contains_key(&id) {
+            if (self.known)(&id).is_none() && !self.begun.contains_key(&id) {
                 return id;
             }
             number += 1;
         }
     }
 
-    fn finish(mut self) -> Diff {
-        let kept = keep::keepers(self.world);
-        for (index, (host, kept)) in self.world.hosts.iter().zip(kept).enumerate() {
-            let same_files = host.spec.keep_files.iter().map(String::as_str).eq(kept.iter().copied());
-            let Some(mut spec) =
-                self.specs.remove(&index).or_else(|| (!same_files).then(|| host.spec.clone()))
-            else {
-                continue;
-            };
-            spec.keep_files = kept.into_iter().map(str::to_owned).collect();
+    fn finish(mut self, mut kept: BTreeMap<usize, Vec<String>>) -> Diff {
+        let mut changed = std::mem::take(&mut self.specs);
+        for host in kept.keys() {
+            changed.entry(*host).or_insert_with(|| self.world.hosts[*host].spec.clone());
+        }
+        for (index, mut spec) in changed {
+            let host = &self.world.hosts[index];
+            if let Some(kept) = kept.remove(&index) {
+                spec.keep_files = kept;
+            }
             if spec.workloads != host.spec.workloads || spec.keep_files != host.spec.keep_files {
-                spec.generation = self.next[index];
+                spec.generation = self.next(index);
                 spec.workloads.sort_by(|a, b| a.id.cmp(&b.id));
             }
             if spec != *host.spec {

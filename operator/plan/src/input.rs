@@ -59,7 +59,7 @@ pub struct Observation {
 }
 
 /// What is known of a host now. The third value, absent, is a host that is not in the map.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum HostObservation {
     /// Silent. Whatever ran there may or may not run.
     Unknown {

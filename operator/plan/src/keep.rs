@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use tandem_crds::ResolvedFile;
+use tandem_crds::{InferenceDeploymentSpec, InferenceDeploymentStatus, ResolvedFile};
 
 use crate::input::Model;
-use crate::parse::{Host, Wanted, World};
+use crate::parse::{Host, World};
 
 /// Most digests that a host's spec lists, as the API has it.
 pub(crate) const MAX_KEPT: usize = 256;
@@ -14,66 +14,88 @@ pub(crate) const MAX_KEPT: usize = 256;
 /// Most digests that a host's report lists, as the API has it: a file that a full list lacks may be there all the same.
 const MAX_REPORTED: usize = 128;
 
-/// The digests that each host keeps, sorted, by the host's place in the world.
+/// The digests that hosts keep, sorted, by the host's place in the world: of those that shall keep others than they do.
 ///
 /// A host that keeps a wanted file goes on keeping it while it has it, or while nobody hears what it has. Where fewer than
 /// one and `hostFailures` known hosts keep a file, known holders join them: those that run it first, then by name. Hosts that
 /// are being emptied don't count where others have it.
-pub(crate) fn keepers<'a>(world: &'a World<'a>) -> Vec<BTreeSet<&'a str>> {
-    let listed: Vec<Listed> = world.hosts.iter().map(Listed::of).collect();
+pub(crate) fn keepers(world: &World) -> BTreeMap<usize, Vec<String>> {
     let wanted = wanted(world);
     let mut kept: Vec<BTreeSet<&str>> = world
         .hosts
         .iter()
-        .zip(&listed)
-        .map(|(host, listed)| {
+        .map(|host| {
+            let listed = Listed::of(host);
             let prior = host.spec.keep_files.iter().map(String::as_str);
             // While the observer itself is suspect, nothing is let go of.
             prior
                 .filter(|digest| {
-                    world.frozen.is_some()
-                        || (wanted.contains_key(digest) && (!host.is_known() || listed.may_have(digest)))
+                    world.frozen.is_some() || (wanted.contains_key(digest) && stays(host, &listed, digest))
                 })
                 .collect()
         })
         .collect();
     // Known hosts by the wanted files that they say they have, in the hosts' order.
     let mut holders: HashMap<&str, Vec<usize>> = HashMap::new();
-    for (index, _) in world.hosts.iter().enumerate().filter(|(_, host)| host.is_known()) {
-        for digest in listed[index].files.iter().filter(|digest| wanted.contains_key(**digest)) {
+    for (index, host) in world.hosts.iter().enumerate().filter(|(_, host)| host.is_known()) {
+        for digest in Listed::of(host).files.into_iter().filter(|digest| wanted.contains_key(*digest)) {
             holders.entry(digest).or_default().push(index);
         }
     }
     for (digest, copies) in &wanted {
-        // On hosts that stay, and on those that are being emptied.
-        let (mut staying, mut leaving) = (0, 0);
-        let (mut others, mut last) = (Vec::new(), Vec::new());
-        for index in holders.remove(digest).unwrap_or_default() {
-            let host = &world.hosts[index];
-            if kept[index].contains(digest) {
-                *(if host.is_draining() { &mut leaving } else { &mut staying }) += 1;
-            } else if kept[index].len() < MAX_KEPT {
-                let list = if host.is_draining() { &mut last } else { &mut others };
-                list.push((!uses(host, digest), index));
-            }
-        }
-        others.sort_unstable();
-        others.truncate(copies.saturating_sub(staying));
-        last.sort_unstable();
-        last.truncate(copies.saturating_sub(staying + others.len() + leaving));
-        for (_, index) in others.into_iter().chain(last) {
+        let holders = holders.remove(digest).unwrap_or_default();
+        let keeps = |host: usize| kept[host].contains(digest);
+        for index in join(world, digest, *copies, holders, keeps, |host| kept[host].len() < MAX_KEPT) {
             kept[index].insert(digest);
         }
     }
-    kept
+    let others = kept.into_iter().enumerate();
+    let others = others.filter(|(index, kept)| {
+        !world.hosts[*index].spec.keep_files.iter().map(String::as_str).eq(kept.iter().copied())
+    });
+    others.map(|(index, kept)| (index, kept.into_iter().map(str::to_owned).collect())).collect()
+}
+
+/// Whether a host goes on keeping a wanted file.
+pub(crate) fn stays(host: &Host, listed: &Listed, digest: &str) -> bool {
+    !host.is_known() || listed.may_have(digest)
+}
+
+/// Which holders of a wanted file begin to keep it, so that `copies` hosts do. `keeps` says which do already, `has_room` which
+/// may keep one more.
+pub(crate) fn join(
+    world: &World,
+    digest: &str,
+    copies: usize,
+    holders: impl IntoIterator<Item = usize>,
+    keeps: impl Fn(usize) -> bool,
+    has_room: impl Fn(usize) -> bool,
+) -> Vec<usize> {
+    // On hosts that stay, and on those that are being emptied.
+    let (mut staying, mut leaving) = (0, 0);
+    let (mut others, mut last) = (Vec::new(), Vec::new());
+    for index in holders {
+        let host = &world.hosts[index];
+        if keeps(index) {
+            *(if host.is_draining() { &mut leaving } else { &mut staying }) += 1;
+        } else if has_room(index) {
+            let list = if host.is_draining() { &mut last } else { &mut others };
+            list.push((!uses(host, digest), index));
+        }
+    }
+    others.sort_unstable();
+    others.truncate(copies.saturating_sub(staying));
+    last.sort_unstable();
+    last.truncate(copies.saturating_sub(staying + others.len() + leaving));
+    others.into_iter().chain(last).map(|(_, index)| index).collect()
 }
 
 /// Files that deployments want, and on how many hosts at least.
 fn wanted<'a>(world: &'a World<'a>) -> BTreeMap<&'a str, usize> {
     let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
     for deployment in &world.deployments {
-        let copies = 1 + deployment.spec.redundancy.host_failures as usize;
-        for file in files(deployment) {
+        let copies = copies(deployment.spec);
+        for file in files(deployment.model, deployment.prior) {
             let most = wanted.entry(&file.sha256).or_default();
             *most = copies.max(*most);
         }
@@ -81,12 +103,20 @@ fn wanted<'a>(world: &'a World<'a>) -> BTreeMap<&'a str, usize> {
     wanted
 }
 
+/// On how many hosts a deployment's files are kept, at least.
+pub(crate) fn copies(spec: &InferenceDeploymentSpec) -> usize {
+    1 + spec.redundancy.host_failures as usize
+}
+
 /// A deployment's files; those known last, while they are being found out or can't be had.
-fn files<'a>(deployment: &Wanted<'a>) -> &'a [ResolvedFile] {
-    match deployment.model {
+pub(crate) fn files<'a>(
+    model: &'a Model,
+    prior: Option<&'a InferenceDeploymentStatus>,
+) -> &'a [ResolvedFile] {
+    match model {
         Model::Resolved(resolved) => &resolved.files,
         Model::Resolving | Model::Failed(_) => {
-            let model = deployment.prior.and_then(|prior| prior.model.as_ref());
+            let model = prior.and_then(|prior| prior.model.as_ref());
             model.map_or(&[], |model| &model.files)
         }
     }
@@ -97,14 +127,14 @@ fn uses(host: &Host, digest: &str) -> bool {
 }
 
 /// What a host's newest report says of its files.
-struct Listed<'a> {
-    files: BTreeSet<&'a str>,
+pub(crate) struct Listed<'a> {
+    pub(crate) files: BTreeSet<&'a str>,
     /// Whether it lists all that it has.
-    whole: bool,
+    pub(crate) whole: bool,
 }
 
 impl<'a> Listed<'a> {
-    fn of(host: &Host<'a>) -> Self {
+    pub(crate) fn of(host: &Host<'a>) -> Self {
         let weights = host.report.and_then(|report| report.weights.as_ref());
         let files = weights.map_or(&[][..], |weights| &weights.files);
         Self {

@@ -23,8 +23,11 @@
 //!
 //! [`sizing`] says what a copy takes; it is asked before a plan is made.
 //!
-//! Rooms, in the order in which a plan passes through them: `parse` (objects → a world without illegal values), `size`
-//! (bytes), `place` (which copies start and stop, deployment by deployment, oldest first), `diff` (host specs and steps),
+//! Whoever plans again and again keeps a [`Planner`]: told what changed, it makes the same plan and thinks only about what the change
+//! touches.
+//!
+//! Rooms, in the order in which a plan passes through them: `joins` (who is where and runs what), `parse` (objects → a world
+//! without illegal values), `size` (bytes), `place` (which copies start and stop, deployment by deployment, oldest first), `diff` (host specs and steps),
 //! `keep` (files that stay on disks), `status` (conditions) and `route`. [`lint()`] checks a plan by its own reading of the rules.
 //! Beside them, [`capacity`] and its [`catalogue`]: what would fit where, before anything is bought; [`supply`]: from which other hosts a host fetches weights.
 
@@ -32,11 +35,13 @@ pub mod capacity;
 pub mod catalogue;
 mod diff;
 mod input;
+mod joins;
 mod keep;
 mod lint;
 mod output;
 mod parse;
 mod place;
+mod planner;
 mod refusal;
 mod roll;
 mod route;
@@ -48,9 +53,14 @@ mod survive;
 
 use jiff::Timestamp;
 
+use diff::Changing;
+use joins::Joins;
+use place::Ground;
+
 pub use input::{HostObservation, Model, Observation, Resolved, State};
 pub use lint::{Finding, lint};
 pub use output::{Action, Outranked, Plan, Replica, Route, Step, Waiting};
+pub use planner::Planner;
 pub use size::human;
 
 /// Plans the next step from what is stored and what is seen.
@@ -58,16 +68,35 @@ pub use size::human;
 /// # Errors
 /// When a host's spec carries a higher term than `state.term`: another operator leads, so this one must not write.
 pub fn plan(state: &State, observation: &Observation, now: Timestamp) -> Result<Plan, Outranked> {
-    let world = parse::world(state, observation, now)?;
-    let decisions = place::decide(&world);
-    let diff = diff::diff(&world, &decisions);
-    Ok(Plan {
-        statuses: status::statuses(&world, &decisions, observation),
-        routes: route::routes(&world),
+    let joins = Joins::of(state)?;
+    let mut world = parse::world(state, observation, &joins, now);
+    world.bring_all();
+    let decisions = place::decide(&world, &mut Ground::of(&world));
+    let owners = route::owners(&world);
+    let known = diff::known(&world);
+    let diff = diff::diff(
+        &world,
+        Changing {
+            led: (0..world.hosts.len()).filter(|host| world.hosts[*host].spec.term < world.term).collect(),
+            deployments: decisions.iter().enumerate().collect(),
+            known: &|id| known.get(id).copied(),
+            kept: keep::keepers(&world),
+        },
+    );
+    let mut plan = Plan {
         waiting: diff.waiting,
         wake_at: route::wake_at(&world),
-        frozen: world.frozen.map(|storm| storm.sentence),
         steps: diff.steps,
         specs: diff.specs,
-    })
+        ..Plan::default()
+    };
+    for (wanted, decision) in world.deployments.iter().zip(&decisions) {
+        let owner = owners.get(wanted.spec.model.name.as_str()).copied();
+        let status = status::status(&world, wanted, decision, owner, observation.endpoint.clone());
+        plan.statuses.insert(wanted.key.clone(), status);
+        plan.routes.push(route::route(&world, wanted, owner == Some(wanted.key)));
+    }
+    plan.routes.sort_by(|a, b| a.deployment.cmp(&b.deployment));
+    plan.frozen = world.frozen.map(|storm| storm.sentence);
+    Ok(plan)
 }

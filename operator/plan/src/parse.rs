@@ -1,22 +1,20 @@
 //! Objects and observations become a world in which illegal values can't be said: sorted, joined, and with the storm guard's
 //! verdict.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::{
     DeploymentRef, Drain, InferenceDeployment, InferenceDeploymentSpec, InferenceDeploymentStatus,
-    InferenceHostSpec, InferenceHostStatus, WorkloadMode, WorkloadSpec, WorkloadState, WorkloadStatus,
+    InferenceHost, InferenceHostSpec, InferenceHostStatus, WorkloadMode, WorkloadSpec, WorkloadState,
+    WorkloadStatus,
 };
 
 use crate::input::{HostObservation, Model, Observation, State};
-use crate::output::Outranked;
+use crate::joins::{Joins, Spot, created};
 
 /// Hosts that fall silent within this of each other fell silent at once.
 const AT_ONCE: SignedDuration = SignedDuration::from_secs(60);
-
-/// Label that says which zone a host is in.
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Everything that a plan rests on.
 pub(crate) struct World<'a> {
@@ -24,20 +22,43 @@ pub(crate) struct World<'a> {
     pub(crate) now: Timestamp,
     /// Sorted by name.
     pub(crate) hosts: Vec<Host<'a>>,
-    /// What each host runs, as deployments and their bytes there, oldest deployment first.
-    pub(crate) tenants: Vec<Vec<(usize, u64)>>,
+    /// Who runs what.
+    pub(crate) joins: &'a Joins,
     /// Oldest first.
     pub(crate) deployments: Vec<Wanted<'a>>,
-    /// Copies whose deployment is gone.
-    pub(crate) orphans: Vec<Copy<'a>>,
     /// The storm guard's verdict.
     pub(crate) frozen: Option<Storm>,
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
     /// A host's index, by its name.
     pub(crate) fn host(&self, name: &str) -> Option<usize> {
         self.hosts.binary_search_by(|host| host.name.cmp(name)).ok()
+    }
+
+    /// Tells a deployment's copies, without which it can't be decided on.
+    pub(crate) fn bring(&mut self, deployment: usize) {
+        let copies = self.joins.copies[deployment].iter().map(|spot| self.copy(*spot)).collect();
+        self.deployments[deployment].copies = copies;
+    }
+
+    /// Tells the copies of all.
+    pub(crate) fn bring_all(&mut self) {
+        (0..self.deployments.len()).for_each(|deployment| self.bring(deployment));
+    }
+
+    /// Copies whose deployment is gone.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = Copy<'a>> {
+        self.joins.orphans.iter().map(|spot| self.copy(*spot))
+    }
+
+    fn copy(&self, spot: Spot) -> Copy<'a> {
+        let host = &self.hosts[spot.host];
+        let workload = &host.spec.workloads[spot.workload];
+        let report = host.report.filter(|_| host.is_known());
+        let reported =
+            report.and_then(|report| report.workloads.iter().find(|status| status.id == workload.id));
+        Copy { host: spot.host, workload, reported }
     }
 }
 
@@ -71,7 +92,32 @@ pub(crate) enum Presence {
     Absent,
 }
 
-impl Host<'_> {
+impl<'a> Host<'a> {
+    pub(crate) fn of(
+        host: &'a InferenceHost,
+        seen: Option<&'a HostObservation>,
+        leaving: bool,
+        zone: Option<usize>,
+    ) -> Self {
+        static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+        let (presence, report) = match seen {
+            Some(HostObservation::Known(report)) => (Presence::Known, Some(report.as_ref())),
+            Some(HostObservation::Unknown { since }) => {
+                (Presence::Silent { since: *since }, host.status.as_ref())
+            }
+            None => (Presence::Absent, host.status.as_ref()),
+        };
+        Self {
+            name: host.metadata.name.as_deref().unwrap_or_default(),
+            labels: host.metadata.labels.as_ref().unwrap_or(&NO_LABELS),
+            spec: &host.spec,
+            leaving,
+            presence,
+            report,
+            zone,
+        }
+    }
+
     pub(crate) fn is_known(&self) -> bool {
         self.presence == Presence::Known
     }
@@ -87,7 +133,7 @@ impl Host<'_> {
 
 /// A deployment and what there is of it.
 pub(crate) struct Wanted<'a> {
-    pub(crate) key: DeploymentRef,
+    pub(crate) key: &'a DeploymentRef,
     pub(crate) created: Timestamp,
     pub(crate) generation: i64,
     pub(crate) spec: &'a InferenceDeploymentSpec,
@@ -139,77 +185,45 @@ impl Copy<'_> {
     }
 }
 
+/// The world as it is now. Deployments are told without their copies: see [`World::bring`].
 pub(crate) fn world<'a>(
     state: &'a State,
     observation: &'a Observation,
+    joins: &'a Joins,
     now: Timestamp,
-) -> Result<World<'a>, Outranked> {
-    let mut hosts = Vec::with_capacity(state.hosts.len());
-    let mut zones: HashMap<&str, usize> = HashMap::new();
-    for host in &state.hosts {
-        let Some(name) = host.metadata.name.as_deref() else { continue };
-        if host.spec.term > state.term {
-            return Err(Outranked { host: name.to_owned(), term: host.spec.term, own: state.term });
-        }
-        static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
-        let (presence, report) = match observation.hosts.get(name) {
-            Some(HostObservation::Known(report)) => (Presence::Known, Some(report.as_ref())),
-            Some(HostObservation::Unknown { since }) => {
-                (Presence::Silent { since: *since }, host.status.as_ref())
-            }
-            None => (Presence::Absent, host.status.as_ref()),
-        };
-        let labels = host.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
-        let numbered = zones.len();
-        let zone = labels.get(ZONE).map(|zone| *zones.entry(zone.as_str()).or_insert(numbered));
-        let leaving = observation.leaving.contains(name);
-        hosts.push(Host { name, labels, spec: &host.spec, leaving, presence, report, zone });
+) -> World<'a> {
+    let mut hosts = Vec::with_capacity(joins.hosts.len());
+    // Both are in the order of names.
+    let mut seen = observation.hosts.iter().peekable();
+    for (position, zone) in joins.hosts.iter().zip(&joins.zones) {
+        let host = &state.hosts[*position];
+        let name = host.metadata.name.as_deref().unwrap_or_default();
+        while seen.next_if(|(other, _)| other.as_str() < name).is_some() {}
+        let seen = seen.next_if(|(other, _)| other.as_str() == name).map(|(_, seen)| seen);
+        hosts.push(Host::of(host, seen, observation.leaving.contains(name), *zone));
     }
-    hosts.sort_by_key(|host| host.name);
-
-    let mut deployments: Vec<Wanted> =
-        state.deployments.iter().filter_map(|deployment| wanted(deployment, state)).collect();
-    deployments.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
-    let places: HashMap<DeploymentRef, usize> =
-        deployments.iter().enumerate().map(|(place, wanted)| (wanted.key.clone(), place)).collect();
-    let mut orphans = Vec::new();
-    let mut tenants = Vec::with_capacity(hosts.len());
-    for (index, host) in hosts.iter().enumerate() {
-        let mut here: BTreeMap<usize, u64> = BTreeMap::new();
-        for workload in &host.spec.workloads {
-            let reported = host.report.filter(|_| host.is_known());
-            let reported =
-                reported.and_then(|report| report.workloads.iter().find(|status| status.id == workload.id));
-            let copy = Copy { host: index, workload, reported };
-            match places.get(&workload.deployment) {
-                Some(place) => {
-                    deployments[*place].copies.push(copy);
-                    let bytes = here.entry(*place).or_default();
-                    *bytes = bytes.saturating_add(workload.memory_bytes);
-                }
-                None => orphans.push(copy),
-            }
-        }
-        tenants.push(here.into_iter().collect());
-    }
+    let wanted =
+        |(key, position): (&'a DeploymentRef, &usize)| wanted(key, &state.deployments[*position], state);
+    let deployments = joins.keys.iter().zip(&joins.deployments).map(wanted).collect();
     let frozen = storm(&hosts);
-    Ok(World { term: state.term, now, hosts, tenants, deployments, orphans, frozen })
+    World { term: state.term, now, hosts, joins, deployments, frozen }
 }
 
-fn wanted<'a>(deployment: &'a InferenceDeployment, state: &'a State) -> Option<Wanted<'a>> {
-    let metadata = &deployment.metadata;
-    // An object without a namespace can't come out of a store; `default` is where an API server would have put it.
-    let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
-    let key = DeploymentRef { namespace, name: metadata.name.clone()? };
-    Some(Wanted {
-        created: metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-        generation: metadata.generation.unwrap_or(0),
+/// A deployment, without its copies.
+pub(crate) fn wanted<'a>(
+    key: &'a DeploymentRef,
+    deployment: &'a InferenceDeployment,
+    state: &'a State,
+) -> Wanted<'a> {
+    Wanted {
+        key,
+        created: created(deployment),
+        generation: deployment.metadata.generation.unwrap_or(0),
         spec: &deployment.spec,
-        model: state.models.get(&key).unwrap_or(&Model::Resolving),
+        model: state.models.get(key).unwrap_or(&Model::Resolving),
         prior: deployment.status.as_ref(),
         copies: Vec::new(),
-        key,
-    })
+    }
 }
 
 /// The storm guard: when more than half of the hosts (and two at least) fell silent within a minute of each other, it is

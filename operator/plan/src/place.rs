@@ -12,7 +12,9 @@
 
 mod ground;
 mod modes;
+mod turns;
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +30,9 @@ use crate::roll::is_outdated;
 use crate::size::MAX_WORKLOADS;
 use crate::survive::survivors;
 
-use ground::{Ground, Part};
+use ground::Part;
+pub(crate) use ground::{Ground, Take};
+pub(crate) use turns::{Taken, decide, decide_one, turns};
 
 /// Copies of one deployment by host, of those hosts that have any.
 pub(crate) type Spread = BTreeMap<usize, u32>;
@@ -65,6 +69,10 @@ pub(crate) struct Decision {
     pub(crate) awaited: Vec<(usize, Timestamp)>,
     /// Copies on hosts that are lost.
     pub(crate) lost: Vec<usize>,
+    /// Room that it takes at once.
+    pub(crate) takes: Vec<Take>,
+    /// Whether it rests on what other deployments have left of the hosts, and on which there are.
+    pub(crate) looked: bool,
 }
 
 /// What one deployment finds left to place on: the ground, but for what it has given and taken itself.
@@ -72,12 +80,23 @@ struct Room<'g, 'a> {
     ground: Part<'g, 'a>,
     /// Bytes and workloads, where they differ from the ground's.
     own: BTreeMap<usize, (i128, usize)>,
+    /// Whether anybody asked for more than [`Self::own`].
+    looked: Cell<bool>,
 }
 
-impl Room<'_, '_> {
+impl<'g, 'a: 'g> Room<'g, 'a> {
+    /// What is left of all hosts.
+    fn ground(&self) -> Part<'g, 'a> {
+        self.looked.set(true);
+        self.ground
+    }
+
     /// Bytes are negative where more is taken than is offered now, because other programs grew.
     fn left(&self, host: usize) -> (i128, usize) {
-        let left = || (self.ground.free(host), MAX_WORKLOADS.saturating_sub(self.ground.crowd(host)));
+        let left = || {
+            let ground = self.ground();
+            (ground.free(host), MAX_WORKLOADS.saturating_sub(ground.crowd(host)))
+        };
         self.own.get(&host).copied().unwrap_or_else(left)
     }
 
@@ -138,35 +157,10 @@ enum Role {
     Lost,
 }
 
-pub(crate) fn decide(world: &World) -> Vec<Decision> {
-    let mut ground = Ground::of(world);
-    let mut decisions: Vec<Decision> = Vec::new();
-    decisions.resize_with(world.deployments.len(), Decision::default);
-    // Lanes before age: within a lane, the order is the world's.
-    let mut turns: Vec<usize> = (0..world.deployments.len()).collect();
-    turns.sort_by_key(|index| world.deployments[*index].spec.placement.lane);
-    for index in turns {
-        let wanted = &world.deployments[index];
-        let mut one = One::new(world, wanted, &ground);
-        let decision = one.decide();
-        let need = one.need;
-        // What stops keeps its room in this plan; what starts takes it at once.
-        for (host, _) in &decision.start {
-            ground.change(*host, 0, need, 1);
-        }
-        for (copy, _) in &decision.replace {
-            let copy = &wanted.copies[*copy];
-            ground.change(copy.host, copy.workload.memory_bytes, need, 0);
-        }
-        decisions[index] = decision;
-    }
-    decisions
-}
-
 /// One deployment's turn.
 struct One<'g, 'a> {
-    world: &'a World<'a>,
-    wanted: &'a Wanted<'a>,
+    world: &'g World<'a>,
+    wanted: &'g Wanted<'a>,
     replicas: u32,
     failures: u32,
     need: u64,
@@ -177,15 +171,19 @@ struct One<'g, 'a> {
     decision: Decision,
 }
 
-impl<'g, 'a> One<'g, 'a> {
-    fn new(world: &'a World<'a>, wanted: &'a Wanted<'a>, ground: &'g Ground<'a>) -> Self {
+impl<'g, 'a: 'g> One<'g, 'a> {
+    fn new(world: &'g World<'a>, wanted: &'g Wanted<'a>, ground: &'g Ground) -> Self {
         Self {
             world,
             wanted,
             replicas: wanted.spec.replicas,
             failures: wanted.spec.redundancy.host_failures,
             need: 0,
-            room: Room { ground: ground.part(wanted.spec), own: BTreeMap::new() },
+            room: Room {
+                ground: ground.part(world, wanted.spec),
+                own: BTreeMap::new(),
+                looked: Cell::new(false),
+            },
             roles: Vec::new(),
             counted: Spread::new(),
             decision: Decision::default(),
@@ -273,7 +271,7 @@ impl<'g, 'a> One<'g, 'a> {
 
     /// The limits of all hosts that have one: first of those with counted copies.
     fn limits(&self) -> impl Iterator<Item = u32> {
-        let others = self.room.ground.fitting(self.need).filter(|host| !self.counted.contains_key(host));
+        let others = self.room.ground().fitting(self.need).filter(|host| !self.counted.contains_key(host));
         self.counted.keys().copied().chain(others).map(|host| self.limit(host)).filter(|limit| *limit > 0)
     }
 
@@ -365,7 +363,7 @@ impl<'g, 'a> One<'g, 'a> {
         while !self.holds(&self.counted, &goal) {
             let fitting = |host: &usize| self.accepts(*host) && self.room.copies(*host, self.need) > 0;
             let again = self.counted.keys().copied().filter(fitting).map(|host| self.score(host)).min();
-            let anew = self.room.ground.best(self.need, &self.counted);
+            let anew = self.room.ground().best(self.need, &self.counted);
             let Some(host) = again.into_iter().chain(anew).min().map(|best| best.host) else { break };
             let reason = self.start_reason();
             self.room.take(host, self.need);
@@ -389,7 +387,7 @@ impl<'g, 'a> One<'g, 'a> {
     /// Workloads on a host, of all deployments, with those that start.
     fn crowd(&self, host: usize) -> usize {
         let started = self.decision.start.iter().filter(|(other, _)| *other == host);
-        self.room.ground.crowd(host) + started.count()
+        self.room.ground().crowd(host) + started.count()
     }
 
     /// The first cause that is not answered by a copy that starts already.
@@ -569,7 +567,11 @@ impl<'g, 'a> One<'g, 'a> {
             return;
         }
         // What the old version holds is room for the new one.
-        let mut free: Vec<u64> = (0..self.world.hosts.len()).map(|host| self.room.bytes(host)).collect();
+        let ground = self.room.ground();
+        let mut free = ground.left();
+        for host in self.room.own.keys() {
+            free[*host] = self.room.bytes(*host);
+        }
         for (copy, _) in
             self.wanted.copies.iter().zip(&self.roles).filter(|(_, role)| **role == Role::Outdated)
         {
@@ -580,6 +582,8 @@ impl<'g, 'a> One<'g, 'a> {
             wanted: self.wanted,
             need: self.need,
             limits: &self.limits().collect::<Vec<u32>>(),
+            matching: &ground.matching(),
+            open: ground.open(),
             free: &free,
         }));
     }

@@ -2,7 +2,7 @@
 
 use crate::input::Model;
 use crate::parse::{Presence, Wanted, World};
-use crate::place::{copies, matches, mismatch};
+use crate::place::{copies, mismatch};
 use crate::size::human;
 use crate::survive::{missing_hosts, most_failures, survivors};
 
@@ -44,32 +44,34 @@ pub(crate) struct Case<'a> {
     pub(crate) need: u64,
     /// Copies that hosts could have, of those that could have any.
     pub(crate) limits: &'a [u32],
+    /// Hosts that it may be on, in order.
+    pub(crate) matching: &'a [usize],
+    /// Which hosts take new copies.
+    pub(crate) open: &'a [bool],
     /// Bytes that each host has left.
     pub(crate) free: &'a [u64],
 }
 
 pub(crate) fn explain(case: &Case) -> Refusal {
     let hosts = &case.world.hosts;
-    let matching: Vec<usize> =
-        (0..hosts.len()).filter(|host| matches(&hosts[*host], case.wanted.spec)).collect();
     if hosts.is_empty() {
         return refuse(
             "NoHosts",
             "no host has joined; make a token with `tandem join-token` and start an agent with it",
         );
     }
-    let Some(first) = matching.first() else {
+    let Some(first) = case.matching.first() else {
         let reason = mismatch(&hosts[0], case.wanted.spec).unwrap_or_default();
         let sentence =
             format!("no host matches placement.hostSelector ({reason}); label a host or change the selector");
         return refuse("NoHostMatches", &sentence);
     };
-    let open: Vec<usize> = matching.iter().copied().filter(|host| hosts[*host].takes_new()).collect();
+    let open: Vec<usize> = case.matching.iter().copied().filter(|host| case.open[*host]).collect();
     let holding = case.limits.iter().any(|limit| *limit > 0);
     if open.is_empty() && !holding {
         let sentence = format!(
             "none of {} takes new copies ({}); uncordon one or add a host",
-            count(matching.len(), "matching host"),
+            count(case.matching.len(), "matching host"),
             why_closed(case.world, *first)
         );
         return refuse("NoHostOpen", &sentence);
@@ -121,9 +123,12 @@ fn held_by_others(case: &Case, open: &[usize]) -> String {
     let mut named = Vec::new();
     let mut more = 0;
     let own = case.wanted.spec.placement.lane;
-    for host in open.iter().copied().filter(|host| case.free[*host] < case.need) {
+    let joins = case.world.joins;
+    // All that runs there is at least what others hold; most hosts are too small even without any of it.
+    let large = |host: &usize| case.free[*host].saturating_add(joins.taken[*host].0) >= case.need;
+    for host in open.iter().copied().filter(|host| case.free[*host] < case.need && large(host)) {
         let tenants = || {
-            let all = case.world.tenants[host].iter().filter(|(_, bytes)| *bytes > 0);
+            let all = joins.tenants[host].iter().filter(|(_, bytes)| *bytes > 0);
             let all = all.map(|(other, bytes)| (&case.world.deployments[*other], *bytes));
             all.filter(|(other, _)| other.key != case.wanted.key)
         };
@@ -181,8 +186,7 @@ fn too_few(case: &Case) -> Refusal {
         (_, 0) => String::new(),
         (_, possible) => format!(", or scale to {possible}"),
     };
-    let open: Vec<usize> =
-        (0..case.world.hosts.len()).filter(|host| case.world.hosts[*host].takes_new()).collect();
+    let open: Vec<usize> = (0..case.open.len()).filter(|host| case.open[*host]).collect();
     let held = held_by_others(case, &open);
     let sentence = if failures == 0 {
         let room = case.limits.iter().sum::<u32>();

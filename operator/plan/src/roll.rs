@@ -50,7 +50,7 @@ pub(crate) fn is_outdated(wanted: &Wanted, resolved: &Resolved, running: &Worklo
         memory_bytes: _,
     } = running;
     let spec = wanted.spec;
-    *deployment != wanted.key
+    deployment != wanted.key
         || *model != spec.model.name
         || *files != resolved.files
         || *quant != spec.quant

@@ -14,31 +14,25 @@ use crate::place::SUSPECTED;
 const OUTLIVES_SILENCE: SignedDuration = SignedDuration::from_secs(10);
 
 /// Whose a model's bare name is: the oldest deployment's that has it.
-pub(crate) fn owners<'a>(world: &'a World<'_>) -> BTreeMap<&'a str, &'a DeploymentRef> {
+pub(crate) fn owners<'a>(world: &World<'a>) -> BTreeMap<&'a str, &'a DeploymentRef> {
     let mut owners = BTreeMap::new();
     for wanted in &world.deployments {
-        owners.entry(wanted.spec.model.name.as_str()).or_insert(&wanted.key);
+        owners.entry(wanted.spec.model.name.as_str()).or_insert(wanted.key);
     }
     owners
 }
 
-pub(crate) fn routes(world: &World) -> Vec<Route> {
-    let owners = owners(world);
-    let mut routes: Vec<Route> = world
-        .deployments
-        .iter()
-        .map(|wanted| Route {
-            model: wanted.spec.model.name.clone(),
-            deployment: wanted.key.clone(),
-            owns_short_name: owners.get(wanted.spec.model.name.as_str()) == Some(&&wanted.key),
-            replicas: replicas(world, wanted),
-            sampling: wanted.spec.sampling.clone(),
-            context_tokens: wanted.spec.context.tokens,
-            created: wanted.created,
-        })
-        .collect();
-    routes.sort_by(|a, b| a.deployment.cmp(&b.deployment));
-    routes
+/// One deployment's route.
+pub(crate) fn route(world: &World, wanted: &Wanted, owns_short_name: bool) -> Route {
+    Route {
+        model: wanted.spec.model.name.clone(),
+        deployment: wanted.key.clone(),
+        owns_short_name,
+        replicas: replicas(world, wanted),
+        sampling: wanted.spec.sampling.clone(),
+        context_tokens: wanted.spec.context.tokens,
+        created: wanted.created,
+    }
 }
 
 fn replicas(world: &World, wanted: &Wanted) -> Vec<Replica> {
@@ -78,7 +72,7 @@ fn replica(
     status: &WorkloadStatus,
 ) -> Option<Replica> {
     // A copy that is no longer listed is known by its server name alone; it belongs to whoever's ids are like its own.
-    let listed = listed.filter(|workload| workload.deployment == wanted.key);
+    let listed = listed.filter(|workload| workload.deployment == *wanted.key);
     let current = listed.is_some_and(|workload| workload.epoch == status.epoch);
     let draining = match status.state {
         WorkloadState::Ready => !current,
@@ -109,18 +103,13 @@ fn replica(
 /// When a silent host will be suspected by some deployment, be lost to it, or leave the routes.
 pub(crate) fn wake_at(world: &World) -> Option<Timestamp> {
     let mut moments = Vec::new();
-    for host in &world.hosts {
-        if let Presence::Silent { since } = host.presence {
-            moments.push(since + OUTLIVES_SILENCE);
-        }
-    }
-    for wanted in &world.deployments {
-        for copy in &wanted.copies {
-            if let Presence::Silent { since } = world.hosts[copy.host].presence {
-                moments.push(since + wanted.patience());
-                if wanted.spec.redundancy.standby == Standby::Warm {
-                    moments.push(since + SUSPECTED);
-                }
+    for (host, tenants) in world.hosts.iter().zip(&world.joins.tenants) {
+        let Presence::Silent { since } = host.presence else { continue };
+        moments.push(since + OUTLIVES_SILENCE);
+        for wanted in tenants.iter().map(|(deployment, _)| &world.deployments[*deployment]) {
+            moments.push(since + wanted.patience());
+            if wanted.spec.redundancy.standby == Standby::Warm {
+                moments.push(since + SUSPECTED);
             }
         }
     }

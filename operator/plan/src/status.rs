@@ -3,8 +3,6 @@
 
 mod standby;
 
-use std::collections::BTreeMap;
-
 use jiff::{SignedDuration, Timestamp};
 use tandem_crds::condition::{self, DEGRADED, READY, RECONCILING, REDUNDANT, STALLED};
 use tandem_crds::{
@@ -12,10 +10,9 @@ use tandem_crds::{
     Recovery, Standby, WorkloadState,
 };
 
-use crate::input::{Model, Observation};
+use crate::input::Model;
 use crate::parse::{Copy, Presence, Wanted, World};
 use crate::place::{Decision, SUSPECTED, Spread, copies};
-use crate::route::owners;
 use crate::survive::survivors;
 
 /// A copy on a host that is silent for less than this is presumed to be as it was: a new leader has not heard from
@@ -36,19 +33,17 @@ const MAX_PLACEMENTS: usize = 64;
 /// Longest message of a condition, as the API has it.
 const MAX_MESSAGE: usize = 1024;
 
-pub(crate) fn statuses(
+/// One deployment's status. `owner` is the deployment that has its model's short name, be it this one or an older one.
+pub(crate) fn status(
     world: &World,
-    decisions: &[Decision],
-    observation: &Observation,
-) -> BTreeMap<DeploymentRef, InferenceDeploymentStatus> {
-    let owners = owners(world);
-    let told = world.deployments.iter().zip(decisions).map(|(wanted, decision)| {
-        let mut view = View::of(world, wanted, decision);
-        view.named_before =
-            owners.get(wanted.spec.model.name.as_str()).copied().filter(|owner| **owner != wanted.key);
-        (wanted.key.clone(), view.status(observation.endpoint.clone()))
-    });
-    told.collect()
+    wanted: &Wanted,
+    decision: &Decision,
+    owner: Option<&DeploymentRef>,
+    endpoint: Option<String>,
+) -> InferenceDeploymentStatus {
+    let mut view = View::of(world, wanted, decision);
+    view.named_before = owner.filter(|owner| *owner != wanted.key);
+    view.status(endpoint)
 }
 
 /// One deployment as its conditions see it.

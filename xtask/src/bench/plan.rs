@@ -1,4 +1,6 @@
-//! How long a plan takes, and how that grows with hosts and deployments.
+//! How long a plan takes, in full and after one change, and how that grows with hosts and deployments.
+
+mod changes;
 
 use std::time::{Duration, Instant};
 
@@ -50,6 +52,10 @@ struct Row {
     full_ms: f64,
     /// The linter's reading of the settled plan.
     lint_ms: f64,
+    /// One change, where all runs.
+    settled: changes::Row,
+    /// One change, where a tenth of the deployments are refused.
+    full: changes::Row,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -72,6 +78,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         );
         rows.push(row);
     }
+    changes::print("all runs", &rows, |row| &row.settled);
+    changes::print("a tenth is refused", &rows, |row| &row.full);
     if let (Some(small), Some(large)) = (rows.first(), rows.last()) {
         let size = f64::from(large.hosts) / f64::from(small.hosts);
         let growth = |of: fn(&Row) -> f64| of(large) / of(small) / size;
@@ -103,12 +111,14 @@ fn measure(hosts: u32, deployments: u32, runs: u32) -> Result<Row> {
         Ok(start.elapsed())
     })?;
     let copies = fleet.state.hosts.iter().map(|host| host.spec.workloads.len()).sum();
+    let settled = changes::measure(&fleet, runs)?;
     fleet.ask_too_much(deployments)?;
     fleet.settle()?;
     let full_ms = fleet.time(runs)?;
+    let full = changes::measure(&fleet, runs)?;
     fleet.lose_one_in_a_hundred();
     let loss_ms = fleet.time(runs)?;
-    Ok(Row { hosts, deployments, copies, first_ms, settled_ms, loss_ms, full_ms, lint_ms })
+    Ok(Row { hosts, deployments, copies, first_ms, settled_ms, loss_ms, full_ms, lint_ms, settled, full })
 }
 
 fn median(runs: u32, mut run: impl FnMut() -> Result<Duration>) -> Result<f64> {
@@ -159,6 +169,19 @@ impl Fleet {
     }
 
     fn add(&mut self, name: &str, units: u64, in_pool: bool, number: u32) -> Result<()> {
+        let (deployment, model) = self.asked(name, units, in_pool, number)?;
+        self.state.models.insert(key(&deployment), model);
+        self.state.deployments.push(deployment);
+        Ok(())
+    }
+
+    fn asked(
+        &self,
+        name: &str,
+        units: u64,
+        in_pool: bool,
+        number: u32,
+    ) -> Result<(InferenceDeployment, Model)> {
         let created = self.now + jiff::SignedDuration::from_secs(i64::from(number));
         let mut object = json!({
             "apiVersion": tandem_crds::API_VERSION,
@@ -196,9 +219,7 @@ impl Fleet {
             },
             lacking: Vec::new(),
         };
-        self.state.models.insert(key(&deployment), Model::Resolved(resolved));
-        self.state.deployments.push(deployment);
-        Ok(())
+        Ok((deployment, Model::Resolved(resolved)))
     }
 
     /// A tenth more deployments, each larger than any host.

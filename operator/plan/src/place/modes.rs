@@ -38,7 +38,7 @@ struct Demotable<'a> {
     id: Reverse<&'a str>,
 }
 
-impl<'a> One<'_, 'a> {
+impl<'g, 'a: 'g> One<'g, 'a> {
     /// `placing` is false while nothing may be placed or moved. Promotions then happen all the same.
     pub(super) fn assign_modes(&mut self, placing: bool) {
         match self.wanted.spec.redundancy.standby {

@@ -237,6 +237,27 @@ impl Planner {
         Ok(&self.plan)
     }
 
+    /// The newest plan; empty before the first.
+    #[must_use]
+    pub fn planned(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Plans in full, and takes that plan; whether it is the one that [`Self::plan`] said, as it must be. If not, everything is
+    /// forgotten and the next plan begins anew.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn check(&mut self, now: Timestamp) -> Result<bool, Outranked> {
+        let full = crate::plan(&self.state, &self.seen, now)?;
+        let same = full == self.plan;
+        if !same {
+            self.memory = None;
+            self.plan = full;
+        }
+        Ok(same)
+    }
+
     /// How many deployments the newest plan was thought through for; none if it was planned in full, by other means.
     #[must_use]
     pub fn decided(&self) -> Option<usize> {

@@ -496,6 +496,7 @@ fn follow(events: &[(Event, bool, bool)]) -> Result<(usize, usize), TestCaseErro
         prop_assert_eq!(&next, &full, "after {:?}", event);
         plans += 1;
         partial += usize::from(planner.decided().is_some_and(|some| some < site.state.deployments.len()));
+        prop_assert!(planner.check(site.now).unwrap() && planner.planned() == &full);
         site.last = full;
     }
     Ok((plans, partial))
@@ -581,6 +582,14 @@ fn nothing_is_thought_about_when_nothing_happens() {
     assert!(made.steps.is_empty() && made.specs.is_empty(), "{:#?}", made.steps);
     assert!(lint(planner.state(), planner.observation(), site.now, &made).is_empty());
     assert_eq!(planner.decided(), Some(0));
+    // Time has passed for a silent host, and nobody has planned since: what was said then is not what is said now.
+    site.happen(&Event::Silent(0));
+    planner.tell(site.state.clone(), site.seen.clone());
+    planner.plan(site.now).unwrap();
+    site.happen(&Event::Pass(61));
+    assert!(!planner.check(site.now).unwrap());
+    assert_eq!(planner.planned(), &plan(&site.state, &site.seen, site.now).unwrap());
+    assert!(planner.check(site.now).unwrap());
 }
 
 /// Who holds the room that somebody lacks is told by name, so that it matters even where as much is held as before.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use tandem_crds::{DeploymentRef, InferenceDeployment, InferenceHost};
-use tandem_plan::{HostObservation, Model, Observation, Plan, Resolved, State};
+use tandem_plan::{HostObservation, Model, Observation, Outranked, Plan, Planner, Resolved, State};
 use tandem_store::{Kind, Platform, Selector, StoreError};
 
 use self::backoff::Backoff;
@@ -38,6 +38,8 @@ const TOGETHER: Duration = Duration::from_millis(10);
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Longest sleep, should every wake-up be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// How often a plan that followed changes is held against one that is made in full.
+const CHECK: Duration = Duration::from_secs(60);
 
 /// Runs until the cluster's shutdown fires.
 pub(crate) async fn run(cluster: Arc<Cluster>) {
@@ -50,8 +52,10 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         backoff: Backoff::default(),
         listed: None,
         version: u64::try_from(cluster.now().as_millisecond()).unwrap_or(1).max(1),
+        checked: Duration::ZERO,
         cluster: Arc::clone(&cluster),
     };
+    let mut planner = Planner::new();
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = wake_on_changes(&cluster, Kind::InferenceDeployment) => {}
@@ -59,7 +63,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         () = pay_attention(&cluster) => {}
         () = cluster.watch_revoked() => {}
         () = wake_with_the_platform(&cluster) => {}
-        () = control.passes() => {}
+        () = control.passes(&mut planner) => {}
     }
     control.leadership.give_up().await;
 }
@@ -121,10 +125,12 @@ struct Control {
     listed: Option<Listed>,
     /// Of the newest route table; starts from the clock, so that it grows over restarts, too.
     version: u64,
+    /// When a plan was last held against one in full, by the clock that counts sleep.
+    checked: Duration,
 }
 
 impl Control {
-    async fn passes(&mut self) {
+    async fn passes(&mut self, planner: &mut Planner) {
         // By the clock that counts sleep.
         let mut due = Duration::ZERO;
         let mut woken = true;
@@ -134,7 +140,7 @@ impl Control {
                 self.leadership.look().await.is_some() || *self.cluster.leader.borrow() == Leader::Here;
             let elapsed = self.cluster.clock.elapsed();
             if leads && (woken || elapsed >= due) {
-                due = self.cluster.clock.elapsed() + self.next().await;
+                due = self.cluster.clock.elapsed() + self.next(planner).await;
             }
             let planned = due.saturating_sub(self.cluster.clock.elapsed());
             let sleep = if leads { planned } else { Duration::MAX }.min(self.leadership.next_look());
@@ -149,10 +155,10 @@ impl Control {
     }
 
     /// One pass; how long until the next is due.
-    async fn next(&mut self) -> Duration {
+    async fn next(&mut self, planner: &mut Planner) -> Duration {
         let begun = Instant::now();
         let (reading, listed) = self.reading();
-        let outcome = self.pass(reading).await;
+        let outcome = self.pass(planner, reading).await;
         self.listed = listed.filter(|_| outcome.is_ok());
         let (how, sleep) = match outcome {
             Ok(sleep) => (Reconciled::Done, sleep),
@@ -170,7 +176,7 @@ impl Control {
     }
 
     /// One look at everything, and the next step; how long until the next look is due.
-    async fn pass(&mut self, reading: Reading) -> Result<Duration, StoreError> {
+    async fn pass(&mut self, planner: &mut Planner, reading: Reading) -> Result<Duration, StoreError> {
         let cluster = Arc::clone(&self.cluster);
         let observed = observe::observe(&cluster, reading).await?;
         let revoked = cluster.refresh_revoked().await?;
@@ -196,21 +202,19 @@ impl Control {
             endpoint: endpoint(&cluster, &observed),
         };
         let now = cluster.now();
-        let begun = Instant::now();
-        let planned = tandem_plan::plan(&state, &observation, now);
-        cluster.metrics.planned(begun.elapsed());
-        let plan = match planned {
-            Ok(plan) => plan,
-            Err(outranked) => {
-                tracing::warn!(%outranked, "not planning");
-                supply(&BTreeMap::new());
-                return Ok(due);
-            }
-        };
-        let findings: Vec<String> =
-            tandem_plan::lint(&state, &observation, now, &plan).iter().map(ToString::to_string).collect();
+        if let Err(outranked) = self.plan(planner, state, observation, now) {
+            tracing::warn!(%outranked, "not planning");
+            supply(&BTreeMap::new());
+            return Ok(due);
+        }
+        let plan = planner.planned();
+        // In full, whatever the plan was made from: the linter must not share what the planner remembers.
+        let findings = tandem_plan::lint(planner.state(), planner.observation(), now, plan);
+        let findings: Vec<String> = findings.iter().map(ToString::to_string).collect();
         if !findings.is_empty() {
             supply(&BTreeMap::new());
+            // Nothing that led there is believed again.
+            *planner = Planner::new();
             apply::refused(&cluster, &observed, &findings, &mut self.said).await?;
             return Ok(due);
         }
@@ -225,8 +229,32 @@ impl Control {
             let hosts = observed.presence.iter().map(|(host, presence)| (host, heard(presence)));
             cluster.metrics.hosts(hosts, cluster.gateways().len());
         }
-        let due = due.min(self.until_due(&plan, now));
-        Ok(if term.is_some() { due.min(self.carry_out(&observed, &plan, &rollout).await?) } else { due })
+        let due = due.min(self.until_due(plan, now));
+        Ok(if term.is_some() { due.min(self.carry_out(&observed, plan, &rollout).await?) } else { due })
+    }
+
+    /// Plans what follows from what has changed, and now and then holds that against a plan in full.
+    fn plan(
+        &mut self,
+        planner: &mut Planner,
+        state: State,
+        observation: Observation,
+        now: Timestamp,
+    ) -> Result<(), Outranked> {
+        let begun = Instant::now();
+        planner.tell(state, observation);
+        planner.plan(now)?;
+        self.cluster.metrics.planned(begun.elapsed());
+        let elapsed = self.cluster.clock.elapsed();
+        if elapsed.saturating_sub(self.checked) >= CHECK {
+            self.checked = elapsed;
+            if !planner.check(now)? {
+                tracing::error!(
+                    "a plan that followed changes was not the one that is made in full, which is taken"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Writes, while leading; how long until what was left out is due. The lease is looked at before each kind of write: a pause in between must not let an old leader

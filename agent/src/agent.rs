@@ -40,6 +40,7 @@ use crate::session::{Session, chain};
 use crate::settings::{RunArgs, Settings};
 use crate::supervisor::Supervisor;
 use crate::supply::Supply;
+use crate::upkeep::Upkeep;
 use conditions::Conditions;
 use weights::{Missing, Work};
 
@@ -53,8 +54,6 @@ const MEASURE: Duration = Duration::from_secs(10);
 const MOST_STEPS: usize = 16;
 /// How long an agent that has just started may take to hear the workers that it finds, before it reports.
 const FINDING_OUT: Duration = Duration::from_secs(3);
-/// How often certificates are looked at.
-const RENEW: Duration = Duration::from_secs(3600);
 
 /// What happens to a host.
 pub(crate) enum Event {
@@ -185,7 +184,10 @@ async fn start(args: RunArgs) -> Result<()> {
     let gateway_identity = Identity::Gateway(settings.name.clone());
     let mut agent = Agent {
         runner: Client::new(&home.runner_socket()),
-        gateway: settings.gateway.is_some().then(|| Gateway::new(&home, &gateway_identity)),
+        gateway: settings
+            .gateway
+            .is_some()
+            .then(|| Gateway::new(&home, &gateway_identity, &operators.credentials().ca_pem)),
         ledger,
         spec: None,
         waiting: None,
@@ -220,6 +222,12 @@ async fn start(args: RunArgs) -> Result<()> {
     if joined {
         agent.rejoined();
     }
+    let upkeep = Upkeep {
+        operators: agent.operators.clone(),
+        settings: agent.settings.clone(),
+        home: agent.home.clone(),
+    };
+    let _upkeep = AbortOnDropHandle::new(tokio::spawn(upkeep.run()));
     let _session = AbortOnDropHandle::new(tokio::spawn(session.run()));
     let _figures = port.map(|port| AbortOnDropHandle::new(tokio::spawn(port.serve())));
     let _supervisor = AbortOnDropHandle::new(tokio::spawn(supervisor.run()));
@@ -315,8 +323,7 @@ impl Agent {
     async fn run(&mut self, mut inbox: mpsc::Receiver<Event>) -> Result<()> {
         let mut tick = interval(TICK);
         let mut measure = interval(MEASURE);
-        let mut renew = interval(RENEW);
-        for interval in [&mut tick, &mut measure, &mut renew] {
+        for interval in [&mut tick, &mut measure] {
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -331,7 +338,6 @@ impl Agent {
                 _ = measure.tick() => self.measure(),
                 _ = self.supply.changed() => self.supplied(),
                 () = self.keeper.news.notified() => self.take_stock(),
-                _ = renew.tick() => self.renew(),
                 () = sleep_until(wake) => {}
             }
         }
@@ -444,8 +450,23 @@ impl Agent {
     }
 
     async fn advance_gateway(&mut self, now: Duration) -> Option<Duration> {
+        let (dir, step) = self.gateway.as_ref().map(|gateway| (gateway.identity_dir(), gateway.next(now)))?;
+        let identity = Identity::Gateway(self.settings.name.clone());
+        // While it did not run, nobody told it whom to trust, nor renewed what it has.
+        let step = match step {
+            Step::Start if self.kept(&dir, &identity) != Credentials::Valid => Step::Certify,
+            Step::Start => match self.operators.credentials().save_trust(&dir) {
+                Ok(()) => Step::Start,
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "the gateway can't be told whom to trust");
+                    self.gateway.as_mut()?.failed(now);
+                    return None;
+                }
+            },
+            step => step,
+        };
         let gateway = self.gateway.as_mut()?;
-        match gateway.next(now) {
+        match step {
             Step::Certify => {
                 gateway.credentials = Credentials::Requested;
                 self.certify_gateway();

@@ -38,9 +38,9 @@ pub(crate) enum Step {
 }
 
 impl Gateway {
-    pub(crate) fn new(home: &Home, identity: &Identity) -> Self {
+    pub(crate) fn new(home: &Home, identity: &Identity, authorities: &str) -> Self {
         let dir = home.gateway();
-        let credentials = kept(&dir.join("identity"), identity);
+        let credentials = kept(&dir.join("identity"), identity, authorities);
         Self { dir, credentials, running: false, starting: false, failures: 0, failed_at: Duration::ZERO }
     }
 
@@ -106,11 +106,12 @@ impl Gateway {
     }
 }
 
-/// Whether a folder holds credentials of this identity that are valid still.
-pub(crate) fn kept(dir: &std::path::Path, identity: &Identity) -> Credentials {
+/// Whether a folder holds credentials of this identity that are valid still, and of one of these authorities (PEM).
+pub(crate) fn kept(dir: &std::path::Path, identity: &Identity, authorities: &str) -> Credentials {
     let usable = || {
         let credentials = tandem_pki::Credentials::load(dir).ok()?;
         let (_, end) = credentials.validity().ok()?;
+        credentials.issuer(authorities).ok()??;
         (credentials.identity().ok()? == *identity && end > SystemTime::now()).then_some(())
     };
     if usable().is_some() { Credentials::Valid } else { Credentials::Absent }

@@ -16,6 +16,7 @@ mod session;
 mod settings;
 mod supervisor;
 mod supply;
+mod upkeep;
 mod worker_spec;
 
 pub use agent::run;

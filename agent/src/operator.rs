@@ -2,23 +2,25 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use tandem_control_api::agents_client::AgentsClient;
-use tandem_control_api::{CertifyRequest, Role, Trust};
+use tandem_control_api::{CertifyRequest, Role, Trust, TrustConfirmation};
 use tandem_pki::{
-    AuthorityError, Credentials, CredentialsError, EnrollError, Enrollment, Identity, KeyAndRequest, Proof,
-    join,
+    AuthorityError, Credentials, CredentialsError, EnrollError, Enrollment, Fingerprint, Identity,
+    KeyAndRequest, Proof, join,
 };
 use thiserror::Error;
 use tokio::sync::watch;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::home;
 use crate::session::chain;
 use crate::settings::Settings;
+use crate::upkeep::{of_the_newest, wants};
 
 /// Bound on every step: connect, and answer.
 const STEP: Duration = Duration::from_secs(10);
@@ -39,6 +41,15 @@ pub(crate) enum CertifyError {
     Key(#[from] AuthorityError),
     #[error("the certificate could not be kept")]
     Kept(#[from] CredentialsError),
+    #[error("the operator has not heard yet which authority signs now")]
+    Behind,
+}
+
+/// What an operator has said last of whom to trust.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Word {
+    /// The authority that signs now; none before the first word, and of an older release.
+    pub(crate) issuer: Option<Fingerprint>,
 }
 
 /// Every operator of the cluster; any of them will do.
@@ -47,11 +58,30 @@ pub(crate) struct Operators {
     /// Which one is asked next.
     next: AtomicUsize,
     credentials: watch::Sender<Credentials>,
+    word: watch::Sender<Word>,
+    /// Held while a folder gets a key and a certificate, which have to fit.
+    saving: Mutex<()>,
 }
 
 impl Operators {
     pub(crate) fn new(urls: Vec<String>, credentials: Credentials) -> Self {
-        Self { urls, next: AtomicUsize::new(0), credentials: watch::Sender::new(credentials) }
+        Self {
+            urls,
+            next: AtomicUsize::new(0),
+            credentials: watch::Sender::new(credentials),
+            word: watch::Sender::default(),
+            saving: Mutex::default(),
+        }
+    }
+
+    /// The newest word on who signs; changes with each that is heard, also when it says the same.
+    pub(crate) fn word(&self) -> watch::Receiver<Word> {
+        self.word.subscribe()
+    }
+
+    /// Whoever looks after certificates has to look.
+    pub(crate) fn heard(&self, word: Word) {
+        self.word.send_replace(word);
     }
 
     /// Who this host is.
@@ -102,10 +132,42 @@ impl Operators {
         request.set_timeout(STEP);
         let refused = |status: Status| CertifyError::Refused(status.message().to_owned());
         let answer = AgentsClient::new(channel).certify(request).await.map_err(refused)?.into_inner();
-        let credentials = Credentials::new(answer.certificate_pem, own.key_pem, answer.ca_pem);
-        let credentials = credentials.trusting("", self.credentials().revoked);
-        credentials.save(dir)?;
-        Ok(credentials)
+        let new = Credentials::new(answer.certificate_pem, own.key_pem, answer.ca_pem);
+        Ok(self.keep(&new, dir)?)
+    }
+
+    /// Saves a certificate with this host's own word on whom to trust, which comes from the operator that leads. Word that
+    /// comes meanwhile is not lost.
+    fn keep(&self, new: &Credentials, dir: &Path) -> Result<Credentials, CredentialsError> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = || {
+            let own = self.credentials();
+            new.trusting(&own.ca_pem, own.revoked)
+        };
+        let mut kept = newest();
+        kept.save(dir)?;
+        loop {
+            let now = newest();
+            if now == kept {
+                return Ok(kept);
+            }
+            now.save_trust(dir)?;
+            kept = now;
+        }
+    }
+
+    /// Says whom this host trusts, and all that it runs but a gateway, by the certificate that it has now.
+    pub(crate) async fn confirm(&self, runs_gateway: bool) -> Result<(), CertifyError> {
+        let authorities = self.credentials().authorities().iter().map(ToString::to_string).collect();
+        let channel = self.connect().await.map_err(CertifyError::Unreachable)?;
+        let mut request = tonic::Request::new(TrustConfirmation { authorities, runs_gateway });
+        request.set_timeout(STEP);
+        match AgentsClient::new(channel).confirm_trust(request).await {
+            Ok(_) => Ok(()),
+            // An operator of an older release replaces no authority.
+            Err(status) if status.code() == Code::Unimplemented => Ok(()),
+            Err(status) => Err(CertifyError::Refused(status.message().to_owned())),
+        }
     }
 
     /// This host has joined again: its former certificates are worth nothing.
@@ -124,14 +186,24 @@ impl Operators {
         changed.then(|| self.credentials())
     }
 
-    /// Renews this host's own certificate when a third of its life has passed. Says whether it did.
-    pub(crate) async fn renew_own(&self, settings: &Settings, dir: &Path) -> Result<bool, CertifyError> {
-        if !self.credentials().wants_renewal(SystemTime::now())? {
+    /// Renews this host's own certificate when a third of its life has passed, or when this authority signs now and it is of
+    /// another. Says whether it did.
+    pub(crate) async fn renew_own(
+        &self,
+        settings: &Settings,
+        dir: &Path,
+        issuer: Option<Fingerprint>,
+    ) -> Result<bool, CertifyError> {
+        if !wants(&self.credentials(), issuer)? {
             return Ok(false);
         }
         let addresses = vec![settings.address.clone()];
         let renewed = self.certify(Role::Host, settings.name.as_str(), addresses, dir).await?;
-        self.credentials.send_modify(|own| *own = renewed.trusting("", std::mem::take(&mut own.revoked)));
+        self.credentials.send_modify(|own| {
+            let revoked = std::mem::take(&mut own.revoked);
+            *own = renewed.trusting(&own.ca_pem, revoked);
+        });
+        of_the_newest(&renewed, issuer)?;
         Ok(true)
     }
 }

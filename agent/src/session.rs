@@ -17,7 +17,7 @@ use tandem_control_api::{
     AgentHello, AgentMessage, HostReport, LogsRequest, ModelsReply, ModelsRequest, Protocol, Trust,
 };
 use tandem_crds::InferenceHostSpec;
-use tandem_pki::Proof;
+use tandem_pki::{Proof, is_stranger};
 use tandem_weights::Peer;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -31,8 +31,9 @@ use crate::home::Home;
 use crate::logs;
 use crate::metrics::Metrics;
 use crate::models::Models;
-use crate::operator::{Operators, join_anew};
+use crate::operator::{Operators, Word, join_anew};
 use crate::supply::Supply;
+use crate::upkeep::spread;
 
 /// How long the operator may take to answer Hello.
 const STEP: Duration = Duration::from_secs(10);
@@ -111,13 +112,13 @@ impl Session {
     }
 
     async fn converse(&mut self) -> anyhow::Result<()> {
-        let channel = self.operators.connect().await?;
+        let channel = self.operators.connect().await.map_err(unreachable)?;
         let (up, messages) = mpsc::channel(OUTBOX);
         let hello =
             AgentHello { protocol: Some(Protocol::own(&[])), highest_term: self.term.load(Ordering::SeqCst) };
         up.send(message(Up::Hello(hello))).await?;
         let mut client = AgentsClient::new(channel);
-        let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await?.map_err(said)?;
+        let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await?.map_err(refused)?;
         let mut down = opened.into_inner();
         let mut logs: BTreeMap<(String, String), AbortOnDropHandle<()>> = BTreeMap::new();
         // What is asked about models ends with the session, too.
@@ -184,19 +185,21 @@ impl Session {
 
     /// Whom to trust, for this agent and for what runs here: workers look at their folders themselves.
     async fn trust(&self, trust: Trust) {
-        let Some(own) = self.operators.trust(trust) else { return };
-        tracing::info!(revoked = own.revoked.len(), "the operator says whom to trust");
-        let home = self.home.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let workloads = home.workloads().into_iter().map(|id| home.workload(&id).identity());
-            let mut there = workloads.filter(|dir| dir.is_dir()).chain([home.identity()]);
-            there.try_for_each(|dir| own.save_trust(&dir))
-        });
-        match written.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(error = chain(&error), "workers can't be told whom to trust"),
-            Err(error) => tracing::error!(%error, "workers can't be told whom to trust"),
+        let issuer = trust.issuer.parse().ok();
+        if let Some(own) = self.operators.trust(trust) {
+            let authorities = own.authorities().len();
+            tracing::info!(revoked = own.revoked.len(), authorities, "the operator says whom to trust");
+            let home = self.home.clone();
+            match tokio::task::spawn_blocking(move || spread(&home, &own)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(error = chain(&error), "workers can't be told whom to trust")
+                }
+                Err(error) => tracing::error!(%error, "workers can't be told whom to trust"),
+            }
         }
+        // What it means for certificates is looked at aside: this session goes on.
+        self.operators.heard(Word { issuer });
     }
 
     fn provide(&self, said: tandem_control_api::Supply) {
@@ -261,6 +264,22 @@ impl Session {
 #[derive(Debug, Error)]
 #[error("{0}")]
 struct Revoked(String);
+
+/// This host and the operator have no authority in common any more: so it is after the cluster's was replaced while the host was
+/// away. The same helps as against a revocation.
+const STRANGER: &str = "this host and the operator do not trust the same authority: the cluster's authority was replaced while this \
+                        host was away, or the operator is of another cluster. Join again: make a token with `tandem join-token --role \
+                        host --name NAME`, and start the agent with it";
+
+/// Nobody answers, or nobody who is known.
+fn unreachable(error: tonic::transport::Error) -> anyhow::Error {
+    if is_stranger(&error) { Revoked(STRANGER.to_owned()).into() } else { error.into() }
+}
+
+/// As [`said`]; with TLS 1.3 a server refuses a certificate only after the handshake has ended for the caller.
+fn refused(status: Status) -> anyhow::Error {
+    if is_stranger(&status) { Revoked(STRANGER.to_owned()).into() } else { said(status) }
+}
 
 /// What an operator says when it ends a session is all that a person needs of a status.
 fn said(status: Status) -> anyhow::Error {

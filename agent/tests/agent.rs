@@ -73,6 +73,26 @@ async fn an_agent_that_was_killed_finds_its_workers_and_never_calls_them_unready
 }
 
 #[tokio::test]
+async fn when_another_authority_signs_workers_get_certificates_of_it_before_their_host() {
+    let (mut cluster, _) = serving().await;
+    let worker = cluster.worker_pid();
+    let new = cluster.another_authority_signs().await;
+    let trusts = cluster.confirmed_by(&new).await;
+    assert!(trusts.len() == 2 && trusts.contains(&new), "{trusts:?}");
+    let worker_certified = (Role::Worker, "w".to_owned());
+    assert_eq!(
+        cluster.certified(),
+        [worker_certified.clone(), worker_certified, (Role::Host, "host-a".to_owned())]
+    );
+    for dir in ["identity", "workloads/w/identity"] {
+        let kept = tandem_pki::Credentials::load(&cluster.data().join(dir)).unwrap();
+        let issuer = kept.issuer(&kept.ca_pem).unwrap().map(|issuer| issuer.to_string());
+        assert_eq!((issuer, kept.authorities().len()), (Some(new.clone()), 2), "{dir}");
+    }
+    assert_eq!(cluster.worker_pid(), worker, "its worker runs on");
+}
+
+#[tokio::test]
 async fn sigterm_ends_the_agent_and_no_worker() {
     let (mut cluster, _) = serving().await;
     let (worker, runner) = (cluster.worker_pid(), cluster.runner_pid());

@@ -175,8 +175,8 @@ fn late(operator: &str) -> anyhow::Error {
 fn unreachable(operator: &str, cause: &str) -> anyhow::Error {
     if ["certificate", "UnknownCA", "BadSignature", "DecryptError"].iter().any(|word| cause.contains(word)) {
         return anyhow!(
-            "the operator at {operator} and these credentials are not of one cluster: use those that it wrote to \
-             DATA-DIR/admin ({cause})"
+            "the operator at {operator} and these credentials are not of one cluster, or its authority was replaced since they \
+             were made: use those that it wrote to DATA-DIR/admin ({cause})"
         );
     }
     // Which of them it is depends on what comes first: the server's close, or our next write.

@@ -86,7 +86,7 @@ async fn cordon(mut connection: Connection, host: &str, unschedulable: bool) -> 
 
 async fn revoke(mut connection: Connection, name: &str, gateway: bool) -> Result<()> {
     let (role, kind) = if gateway { (Role::Gateway, "gateway") } else { (Role::Host, "host") };
-    let request = RevokeRequest { role: role.into(), name: name.to_owned() };
+    let request = RevokeRequest { role: role.into(), name: name.to_owned(), force: false };
     let revoked = connection.fleet.revoke(request).await.map_err(|status| connection.explain(&status))?;
     let serials = revoked.into_inner().serials.len();
     write(&format!(

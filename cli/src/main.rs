@@ -1,7 +1,9 @@
 //! `tandem`: what a person says to Tandem. As `kubectl-tandem` it is kubectl's plugin of the same words.
 
+mod admins;
 mod agent;
 mod apply;
+mod authority;
 mod backup;
 mod chat;
 mod config;
@@ -94,6 +96,12 @@ enum Command {
     /// Make, list and delete API keys of clients.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Show the cluster's certificate authority, and replace it.
+    #[command(subcommand)]
+    Authority(authority::Command),
+    /// List, make and revoke admins.
+    #[command(subcommand)]
+    Admins(admins::Command),
     /// Make a single-use token with which a host or a gateway joins.
     JoinToken(token::Options),
     /// Talk to a model through a gateway.
@@ -156,6 +164,8 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Models(command) => return models::run(connect()?, &command).await,
         Command::Secret(command) => secret::run(connect()?, &command).await?,
         Command::Keys(command) => keys::run(connect()?, &command).await?,
+        Command::Authority(command) => authority::run(config.as_deref(), &connect, &command).await?,
+        Command::Admins(command) => admins::run(connect()?, config.as_deref(), &command).await?,
         Command::Hosts(command) => hosts::run(connect()?, &command).await?,
         Command::Backup(options) => backup::backup(connect()?, &options).await?,
         Command::Restore(options) => backup::restore(&options)?,

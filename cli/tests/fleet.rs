@@ -6,7 +6,7 @@ mod support;
 use std::time::SystemTime;
 
 use serde_json::json;
-use tandem_control_api::LogChunk;
+use tandem_control_api::{AuthorityParty, AuthorityStatus, AuthoritySummary, LogChunk, Role};
 use tandem_pki::{CertificateAuthority, Identity};
 use tokio::net::TcpListener;
 
@@ -42,6 +42,74 @@ async fn a_revocation_says_what_it_took_and_how_to_come_back() {
     assert!(text.contains("--role gateway --name edge"), "{text}");
     assert!(site.fake.asked().iter().any(|asked| asked == "revoke ROLE_GATEWAY edge"));
     site.tandem(&["hosts", "revoke", "mac-z"]).await.refused(1, &["mac-z"]);
+}
+
+#[tokio::test]
+async fn a_replacement_of_the_authority_is_begun_followed_and_waited_for() {
+    let site = Site::start().await;
+    let authority = |name: &str, signs| AuthoritySummary {
+        fingerprint: name.repeat(32),
+        subject: "Tandem".into(),
+        not_after: 2_000_000_000,
+        signs,
+    };
+    let of = |phase: &str, authorities: &[AuthoritySummary], lacks: &str| AuthorityStatus {
+        phase: phase.into(),
+        since: 1_000,
+        authorities: authorities.to_vec(),
+        parties: vec![AuthorityParty {
+            role: Role::Host.into(),
+            name: "mac-c".into(),
+            lacks: lacks.into(),
+            waited_for: true,
+            last_heard: 0,
+        }],
+    };
+    let (old, new) = (authority("0a", true), authority("0b", false));
+    let introducing = of("Introducing", &[old.clone(), new.clone()], "does not trust the new authority yet");
+    let stable = |one: AuthoritySummary| AuthorityStatus {
+        parties: Vec::new(),
+        since: 0,
+        ..of("Stable", &[AuthoritySummary { signs: true, ..one }], "")
+    };
+    site.fake.authorities(vec![stable(old)]);
+    let text = site.tandem(&["authority", "status"]).await.ok();
+    assert!(text.contains(&"0a".repeat(32)) && text.contains("2033-05-18"), "{text}");
+
+    site.fake.authorities(vec![introducing.clone()]);
+    let text =
+        site.tandem(&["authority", "rotate", "--without", "mac-a", "--without", "gateway/edge"]).await.ok();
+    assert!(text.contains("waits for host/mac-c") && text.contains("tandem authority status"), "{text}");
+    assert!(site.fake.asked().contains(&"rotate [\"ROLE_HOST mac-a\", \"ROLE_GATEWAY edge\"]".to_owned()));
+    let json = site.tandem(&["authority", "status", "-o", "json"]).await.ok();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["phase"], &json["parties"][0]["name"]), (&json!("Introducing"), &json!("host/mac-c")));
+    let said = site.tandem(&["authority", "rotate", "--wait", "--timeout", "2s"]).await;
+    said.refused(1, &["waits for host/mac-c after 2s", "--without NAME"]);
+
+    site.fake.authorities(vec![introducing, stable(new)]);
+    let text = site.tandem(&["authority", "rotate", "--wait"]).await.ok();
+    assert_eq!(text, format!("the authority is replaced: {}\n", "0b".repeat(32)));
+}
+
+#[tokio::test]
+async fn admins_are_made_with_a_configuration_and_revoked() {
+    let site = Site::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("ada");
+    let path = folder.to_str().unwrap();
+    let text = site.tandem(&["admins", "create", "ada", "--folder", path]).await.ok();
+    assert!(text.contains("admin/ada created"), "{text}");
+    let made = tandem_pki::Credentials::load(&folder).unwrap();
+    assert_eq!(made.identity().unwrap(), Identity::admin("ada").unwrap());
+    let yaml = std::fs::read_to_string(folder.join("tandem.yaml")).unwrap();
+    assert!(yaml.contains(&format!("operator: {}", site.url)) && yaml.contains("credentials: ."), "{yaml}");
+    site.tandem(&["admins", "create", "ada", "--folder", path]).await.refused(1, &["is there already"]);
+    let table = site.tandem(&["admins", "list"]).await.ok();
+    assert!(table.starts_with("NAME  CERTIFICATES  NOT AFTER") && table.contains("ada"), "{table}");
+    site.tandem(&["admins", "revoke", "ada"]).await.refused(1, &["--force"]);
+    let text = site.tandem(&["admins", "revoke", "ada", "--force"]).await.ok();
+    assert_eq!(text, "admin/ada revoked: 2 certificates are no longer trusted\n");
 }
 
 #[tokio::test]

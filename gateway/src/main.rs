@@ -163,15 +163,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         None => format!("{scheme}://{}", reachable(address, &args.operator[0])),
     };
     let operator = Operator {
-        urls: args.operator.clone(),
+        urls: args.operator,
         credentials: credentials.clone(),
         identity: dir.clone(),
         advertise,
+        issuer: Arc::default(),
     };
     upkeep.spawn(follow_routes(operator.clone(), fleet.clone(), access.clone(), file));
     upkeep.spawn(access.clone().keep_reporting(operator.clone()));
-    upkeep.spawn(adopt(dir.clone(), credentials.clone()));
-    upkeep.spawn(keep_renewed(dir, args.operator, credentials));
+    upkeep.spawn(adopt(dir, credentials));
+    upkeep.spawn(keep_renewed(operator.clone()));
 
     let policy = Policy {
         deadline: Duration::from_secs(args.request_seconds),

@@ -10,7 +10,7 @@ use backon::BackoffBuilder;
 use prost::Message;
 use tandem_control_api::gateways_client::GatewaysClient;
 use tandem_control_api::{Protocol, RouteTable, RoutesRequest};
-use tandem_pki::{Credentials, Identity};
+use tandem_pki::{Credentials, Fingerprint, Identity, is_stranger};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -107,6 +107,8 @@ pub struct Operator {
     pub identity: PathBuf,
     /// Where clients reach this gateway.
     pub advertise: String,
+    /// The authority that signs now, as the newest table says; changes with each table that says whom to trust.
+    pub issuer: Arc<watch::Sender<Option<Fingerprint>>>,
 }
 
 /// Follows the route table for ever, through every loss of an operator.
@@ -149,16 +151,18 @@ async fn listen(
     let mut client = GatewaysClient::new(channel).max_decoding_message_size(MAX_TABLE);
     let mut tables = match timeout(CONNECT_WITHIN, client.routes(request)).await {
         Ok(Ok(tables)) => tables.into_inner(),
+        Ok(Err(status)) if is_stranger(&status) => return STRANGER.to_owned(),
         Ok(Err(status)) => return status.message().to_owned(),
         Err(_) => return "the operator does not answer".to_owned(),
     };
+    let mut first = true;
     loop {
         match tables.message().await {
             Ok(Some(table)) => {
                 *heard = true;
                 fleet.set_led(true);
                 tracing::info!(version = table.version, models = table.models.len(), "a new route table");
-                trust(operator, &table).await;
+                trust(operator, &table, std::mem::take(&mut first)).await;
                 keep(file, table.clone()).await;
                 access.apply(&table.keys);
                 fleet.apply(Table::parse(table));
@@ -168,6 +172,11 @@ async fn listen(
         }
     }
 }
+
+/// What helps a gateway that was away while the cluster's authority was replaced.
+const STRANGER: &str = "this gateway and the operator do not trust the same authority: the cluster's authority was replaced while this \
+                        gateway was away, or the operator is of another cluster. Join again: make a token with `tandem join-token \
+                        --role gateway --name NAME`, remove the folder `identity` of the data folder, and start with the token";
 
 /// The way to an operator, or a sentence that says why there is none.
 pub(crate) async fn connect(url: &str, operator: &Operator) -> Result<Channel, String> {
@@ -183,23 +192,26 @@ pub(crate) async fn connect(url: &str, operator: &Operator) -> Result<Channel, S
             .await
     };
     match timeout(CONNECT_WITHIN * 2, channel).await {
+        Ok(Err(error)) if is_stranger(&error) => Err(STRANGER.to_owned()),
         Ok(connected) => connected.map_err(|error| chain(&error)),
         Err(_) => Err("connecting took too long".to_owned()),
     }
 }
 
-/// Connections to workers whose certificates are revoked end at once.
-async fn trust(operator: &Operator, table: &RouteTable) {
+/// Connections to workers whose certificates are revoked end at once. What else it means for this gateway's own certificate is
+/// looked at once it is written down.
+async fn trust(operator: &Operator, table: &RouteTable, first: bool) {
     let changed = operator.credentials.send_if_modified(|own| {
         let newer = own.trusting(&table.ca_pem, table.revoked.iter().cloned());
         let changed = *own != newer;
         *own = newer;
         changed
     });
-    if changed {
+    let issuer = table.issuer.parse().ok();
+    if changed || first || issuer != *operator.issuer.borrow() {
         let (own, dir) = (operator.credentials.borrow().clone(), operator.identity.clone());
         match tokio::task::spawn_blocking(move || own.save_trust(&dir)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => drop(operator.issuer.send_replace(issuer)),
             Ok(Err(error)) => {
                 tracing::warn!(error = chain(&error), "whom to trust is not kept for the next start")
             }

@@ -48,6 +48,7 @@ impl Site {
             credentials: credentials.clone(),
             identity: data.path().join("identity"),
             advertise: String::new(),
+            issuer: Arc::default(),
         };
         let fleet = Fleet::new(credentials.subscribe(), HealthBounds::default());
         let access = Access::new(false);

@@ -145,7 +145,14 @@ async fn a_certificate_past_a_third_of_its_life_is_renewed_and_kept() {
     let data = tempfile::tempdir().unwrap();
     let current = tokio::sync::watch::Sender::new(old);
     let mut changed = current.subscribe();
-    let renewing = tokio::spawn(keep_renewed(data.path().to_owned(), vec![operator.url()], current.into()));
+    let link = tandem_gateway::Operator {
+        urls: vec![operator.url()],
+        credentials: current.into(),
+        identity: data.path().to_owned(),
+        advertise: String::new(),
+        issuer: Arc::default(),
+    };
+    let renewing = tokio::spawn(keep_renewed(link));
     soon(changed.changed()).await.unwrap();
     let new = changed.borrow().clone();
     assert_eq!(new.identity().unwrap(), edge);

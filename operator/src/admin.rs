@@ -1,72 +1,102 @@
-//! The first admin's folder: credentials and a configuration that the CLI takes as it is.
+//! The first admin's credentials: a folder that the CLI takes as it is, and a Secret in Kubernetes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
-use tandem_pki::{CertificateAuthority, Credentials, Identity, OPERATOR_LIFETIME};
-use tandem_store::Platform;
+use jiff::Timestamp;
+use tandem_pki::{Credentials, Identity, KeyAndRequest, OPERATOR_LIFETIME, serial_of_certificate};
 use tandem_store::platform::PlatformSecret;
+use tandem_store::{Platform, Store};
+
+use crate::authority::Authorities;
+use crate::membership::{self, Binding, Made};
 
 /// Name of the admin that a first start makes.
 const FIRST_ADMIN: &str = "admin";
 
-/// Makes sure that `dir` lets the CLI in: credentials of this authority that last, and `tandem.yaml` with this address.
-pub(crate) fn prepare(
-    dir: &Path,
-    authority: &CertificateAuthority,
-    operator: &str,
-    now: SystemTime,
-) -> Result<()> {
-    if !usable(dir, authority, now) {
+/// What making credentials for an admin takes.
+pub(crate) struct Admins<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) authorities: &'a Authorities,
+    /// Serial numbers that are not to be used any more.
+    pub(crate) revoked: &'a BTreeSet<String>,
+    /// Where people reach this operator.
+    pub(crate) url: &'a str,
+    pub(crate) now: (SystemTime, Timestamp),
+}
+
+impl Admins<'_> {
+    /// Makes sure that `dir` lets the CLI in: credentials of the authority that signs, everything to trust, and `tandem.yaml`
+    /// with this operator's address.
+    pub(crate) async fn prepare(&self, dir: &Path) -> Result<()> {
+        let saved = Credentials::load(dir).ok();
+        let known = saved.filter(|saved| self.usable(saved));
+        let newest = self.newest(known.as_ref()).await?;
+        if known.as_ref() != Some(&newest) {
+            newest.save(dir).context("the admin's credentials can't be written")?;
+            tracing::info!(dir = %dir.display(), "wrote the admin's credentials");
+        }
+        let path = dir.join("tandem.yaml");
+        let text = format!(
+            "# For the tandem CLI: `tandem --config {}` or TANDEM_CONFIG.\noperator: {}\ncredentials: .\n",
+            path.display(),
+            self.url
+        );
+        std::fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))
+    }
+
+    /// The same for a cluster of Kubernetes: the Secret `tandem-admin` of the operator's namespace.
+    pub(crate) async fn publish(&self, platform: &dyn Platform) -> Result<()> {
+        let known = platform.admin().await.context("the admin's credentials can't be read")?;
+        let text = |secret: &PlatformSecret, key: &str| {
+            let value = secret.values.get(key);
+            value.and_then(|value| String::from_utf8(value.clone()).ok()).unwrap_or_default()
+        };
+        let saved = known.as_ref().map(|secret| {
+            Credentials::new(text(secret, "tls.crt"), text(secret, "tls.key"), text(secret, "ca.crt"))
+        });
+        let address = known.as_ref().map(|secret| text(secret, "operator"));
+        let usable = saved.filter(|saved| self.usable(saved));
+        let newest = self.newest(usable.as_ref()).await?;
+        if usable.as_ref() == Some(&newest) && address.as_deref() == Some(self.url) {
+            return Ok(());
+        }
+        let values = BTreeMap::from([
+            ("tls.crt".to_owned(), newest.certificate_pem),
+            ("tls.key".to_owned(), newest.key_pem),
+            ("ca.crt".to_owned(), newest.ca_pem),
+            ("operator".to_owned(), self.url.to_owned()),
+        ]);
+        platform.publish_admin(&values).await.context("the admin's credentials can't be published")?;
+        tracing::info!("published the admin's credentials");
+        Ok(())
+    }
+
+    /// These with everything to trust, or others.
+    async fn newest(&self, usable: Option<&Credentials>) -> Result<Credentials> {
+        let bundle = self.authorities.bundle();
+        if let Some(usable) = usable {
+            return Ok(usable.trusting(&bundle, usable.revoked.clone()));
+        }
         let admin = Identity::admin(FIRST_ADMIN).context("the first admin's name is a DNS label")?;
-        let fresh = authority.credentials(&admin, &[], now, OPERATOR_LIFETIME)?;
-        fresh.save(dir).context("the admin's credentials can't be written")?;
-        tracing::info!(dir = %dir.display(), "wrote the admin's credentials");
+        let own = KeyAndRequest::generate()?;
+        let issued = self.authorities.sign(&own.csr_pem, &admin, &[], self.now.0, OPERATOR_LIFETIME)?;
+        let made = Made { identity: &admin, issued: &issued };
+        membership::remember(self.store, &admin, &made, &Binding::Operator, self.now.1).await?;
+        Ok(Credentials::new(issued.certificate_pem, own.key_pem, issued.ca_pem))
     }
-    let path = dir.join("tandem.yaml");
-    let text = format!(
-        "# For the tandem CLI: `tandem --config {}` or TANDEM_CONFIG.\noperator: {operator}\ncredentials: .\n",
-        path.display()
-    );
-    std::fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))
+
+    /// Whether a certificate is of the authority that signs, lasts, and is trusted.
+    fn usable(&self, saved: &Credentials) -> bool {
+        let signed = saved.issuer(&self.authorities.bundle()).ok().flatten();
+        signed == Some(self.authorities.signing())
+            && matches!(saved.wants_renewal(self.now.0), Ok(false))
+            && serial(saved).is_some_and(|serial| !self.revoked.contains(&serial))
+    }
 }
 
-/// The same for a cluster of Kubernetes: the Secret `tandem-admin` of the operator's namespace.
-pub(crate) async fn publish(
-    platform: &dyn Platform,
-    authority: &CertificateAuthority,
-    operator: &str,
-    now: SystemTime,
-) -> Result<()> {
-    let known = platform.admin().await.context("the admin's credentials can't be read")?;
-    let text = |secret: &PlatformSecret, key: &str| {
-        secret.values.get(key).and_then(|value| String::from_utf8(value.clone()).ok()).unwrap_or_default()
-    };
-    let usable = known.as_ref().is_some_and(|secret| {
-        let saved =
-            Credentials::new(text(secret, "tls.crt"), text(secret, "tls.key"), text(secret, "ca.crt"));
-        saved.ca_pem == authority.certificate_pem() && matches!(saved.wants_renewal(now), Ok(false))
-    });
-    let address = known.as_ref().map(|secret| text(secret, "operator"));
-    if usable && address.as_deref() == Some(operator) {
-        return Ok(());
-    }
-    let admin = Identity::admin(FIRST_ADMIN).context("the first admin's name is a DNS label")?;
-    let fresh = authority.credentials(&admin, &[], now, OPERATOR_LIFETIME)?;
-    let values = BTreeMap::from([
-        ("tls.crt".to_owned(), fresh.certificate_pem),
-        ("tls.key".to_owned(), fresh.key_pem),
-        ("ca.crt".to_owned(), fresh.ca_pem),
-        ("operator".to_owned(), operator.to_owned()),
-    ]);
-    platform.publish_admin(&values).await.context("the admin's credentials can't be published")?;
-    tracing::info!("published the admin's credentials");
-    Ok(())
-}
-
-fn usable(dir: &Path, authority: &CertificateAuthority, now: SystemTime) -> bool {
-    let Ok(saved) = Credentials::load(dir) else { return false };
-    saved.ca_pem == authority.certificate_pem() && matches!(saved.wants_renewal(now), Ok(false))
+fn serial(saved: &Credentials) -> Option<String> {
+    serial_of_certificate(&saved.der().ok()?).ok()
 }

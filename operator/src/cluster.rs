@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use tandem_control_api::{RouteTable, Supply};
-use tandem_pki::CertificateAuthority;
+use tandem_control_api::{RouteTable, Supply, Trust};
 use tandem_store::{Clock, Store, StoreError};
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::asked::Asked;
+use crate::authority::{self, Authorities, NoAuthority};
 use crate::caller::chain;
 use crate::lead::{Leader, Own};
 use crate::logs::LogRelay;
@@ -25,14 +25,17 @@ use crate::sessions::Sessions;
 use crate::settings::Timing;
 use crate::sources::Sources;
 
-/// How long an operator may let in somebody whom another one has revoked.
-const REVOKED_WITHIN: Duration = Duration::from_secs(5);
+/// How long an operator may let in somebody whom another one has revoked, and sign with an authority that another one has
+/// replaced.
+const TRUST_WITHIN: Duration = Duration::from_secs(5);
 
 /// One operator's shared state.
 pub(crate) struct Cluster {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) authority: CertificateAuthority,
+    /// What is trusted, and what signs.
+    authorities: watch::Sender<Arc<Authorities>>,
+    following: tokio::sync::Mutex<()>,
     /// Who this operator is, to callers and to other operators.
     pub(crate) own: Own,
     pub(crate) timing: Timing,
@@ -66,7 +69,7 @@ impl Cluster {
     pub(crate) fn new(
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
-        authority: CertificateAuthority,
+        authorities: Authorities,
         own: Own,
         timing: Timing,
         service_accounts: ServiceAccounts,
@@ -76,7 +79,8 @@ impl Cluster {
             sessions: Sessions::new(clock.elapsed()),
             store,
             clock,
-            authority,
+            authorities: watch::Sender::new(Arc::new(authorities)),
+            following: tokio::sync::Mutex::default(),
             own,
             timing,
             metrics: Metrics::new(),
@@ -136,15 +140,59 @@ impl Cluster {
         Ok(serials)
     }
 
-    /// Keeps the list fresh while another operator leads, whose control loop would.
-    pub(crate) async fn watch_revoked(&self) {
-        let mut ticks = tokio::time::interval(REVOKED_WITHIN);
+    /// Keeps both fresh, the list and the authorities: another operator may have changed them.
+    pub(crate) async fn watch_trust(&self) {
+        let mut ticks = tokio::time::interval(TRUST_WITHIN);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             if let Err(error) = self.refresh_revoked().await {
                 tracing::warn!(error = chain(&error), "the list of revoked certificates can't be read");
             }
+            if let Err(error) = self.follow_authority().await {
+                tracing::warn!(error = chain(&error), "what the store says of the authority is not followed");
+            }
+        }
+    }
+
+    /// What is trusted, and what signs, as this operator knows it.
+    pub(crate) fn authorities(&self) -> Arc<Authorities> {
+        self.authorities.borrow().clone()
+    }
+
+    /// Takes the newest word of the store on the authorities: shows a certificate of the one that signs, tells everybody whom to
+    /// trust, and puts it where it is looked for.
+    pub(crate) async fn follow_authority(&self) -> Result<(), NoAuthority> {
+        let _one_at_a_time = self.following.lock().await;
+        let now = self.system_time();
+        let newer = authority::newer(&*self.store, &self.authorities()).await?.map(Arc::new);
+        let aged = !matches!(self.own.credentials().wants_renewal(now), Ok(false));
+        if newer.is_some() || aged {
+            let newest = newer.unwrap_or_else(|| self.authorities());
+            let credentials = newest.operator(&self.own.publisher.advertise, now)?;
+            self.authorities.send_replace(newest);
+            self.own.trust.send_modify(|own| {
+                *own = credentials.trusting("", std::mem::take(&mut own.revoked));
+            });
+            self.wake.notify_one();
+        }
+        let (authorities, revoked) = (self.authorities(), self.own.credentials().revoked);
+        let when = (now, self.now());
+        if let Err(error) = self.own.publisher.publish(&*self.store, &authorities, &revoked, when).await {
+            tracing::warn!("whom to trust is not published yet: {error:#}");
+        }
+        Ok(())
+    }
+
+    /// What hosts and gateways are told.
+    pub(crate) fn whom_to_trust(&self) -> Trust {
+        let own = self.own.credentials();
+        // An operator's own certificate is of the authority that signs.
+        let issuer = own.issuer(&own.ca_pem).ok().flatten();
+        Trust {
+            issuer: issuer.map(|issuer| issuer.to_string()).unwrap_or_default(),
+            ca_pem: own.ca_pem,
+            revoked: own.revoked.into_iter().collect(),
         }
     }
 

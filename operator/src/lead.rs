@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::caller::chain;
 use crate::cluster::Cluster;
+use crate::publish::Publisher;
 
 /// Which lease.
 const LEASE: &str = "leader";
@@ -164,15 +165,18 @@ pub(crate) struct Own {
     pub(crate) url: String,
     /// Its certificate, and whom it trusts, newest.
     pub(crate) trust: watch::Sender<Credentials>,
+    /// Where it puts whom to trust.
+    pub(crate) publisher: Publisher,
 }
 
 impl Own {
-    pub(crate) fn new(name: &str, url: &str, credentials: Credentials) -> Self {
+    pub(crate) fn new(name: &str, url: &str, credentials: Credentials, publisher: Publisher) -> Self {
         let start = uuid::Uuid::new_v4().simple().to_string();
         Self {
             name: format!("{name}-{}", &start[..8]),
             url: url.to_owned(),
             trust: watch::Sender::new(credentials),
+            publisher,
         }
     }
 

@@ -1,14 +1,20 @@
 //! Who may join and who has: join tokens by the hash of their secret, members with the serials of their certificates.
 
+mod standing;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tandem_control_api::Role;
-use tandem_pki::{Fingerprint, Identity, JoinToken};
+use tandem_pki::{Fingerprint, Identity, Issued, JoinToken};
 use tandem_store::{Record, Store, StoreError};
 use thiserror::Error;
+
+use self::standing::Stand;
+pub(crate) use self::standing::{Said, admins, confirm, parties, prune};
 
 const TOKENS: &str = "join-tokens";
 const MEMBERS: &str = "members";
@@ -73,6 +79,15 @@ struct Member {
     /// UID of the node or pod that it is, in Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bound: Option<String>,
+    /// What it has said last of whom it trusts, and what the gateway has that it runs, by their URIs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    stands: BTreeMap<String, Stand>,
+}
+
+impl Member {
+    fn new(joined: Timestamp, bound: Option<String>) -> Self {
+        Self { certificates: Vec::new(), joined, bound, stands: BTreeMap::new() }
+    }
 }
 
 /// Who comes with a certificate request.
@@ -83,6 +98,8 @@ pub(crate) enum Binding<'a> {
     Holder(&'a str),
     /// Whoever proved that the name is its own: the node or pod of this UID, or the bearer of a token made for the name.
     TakenOver(Option<String>),
+    /// An operator, for an admin whose credentials it keeps.
+    Operator,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -93,6 +110,9 @@ struct Certified {
     of: Option<String>,
     /// Seconds since 1970.
     not_after: i64,
+    /// Fingerprint of the authority that has signed it; none in records of older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    issuer: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -105,9 +125,7 @@ struct Revoked {
 pub(crate) struct Made<'a> {
     /// Whom it is for.
     pub(crate) identity: &'a Identity,
-    pub(crate) serial: &'a str,
-    /// Seconds since 1970.
-    pub(crate) not_after: i64,
+    pub(crate) issued: &'a Issued,
 }
 
 /// A token that may be spent, once.
@@ -237,14 +255,10 @@ pub(crate) async fn remember(
     let of = (made.identity != member).then(|| made.identity.uri());
     loop {
         let before = store.record(MEMBERS, &member.uri()).await?;
-        let mut known = before.as_ref().and_then(read).unwrap_or(Member {
-            certificates: Vec::new(),
-            joined: now,
-            bound: None,
-        });
+        let mut known: Member = before.as_ref().and_then(read).unwrap_or_else(|| Member::new(now, None));
         match binding {
             Binding::First if before.is_some() => return Err(JoinRefused::Taken(member.clone())),
-            Binding::First => {}
+            Binding::First | Binding::Operator => {}
             Binding::Holder(serial) if store.record(REVOKED, serial).await?.is_some() => {
                 return Err(JoinRefused::Revoked);
             }
@@ -252,12 +266,17 @@ pub(crate) async fn remember(
             // The same node comes again, as when its folder was lost: nobody else has its certificates.
             Binding::TakenOver(bound) if bound.is_none() || known.bound != *bound => {
                 revoke(store, member, &known.certificates).await?;
-                known = Member { certificates: Vec::new(), joined: now, bound: bound.clone() };
+                known = Member::new(now, bound.clone());
             }
             Binding::TakenOver(_) => {}
         }
         known.certificates.retain(|certified| certified.not_after > now.as_second());
-        let new = Certified { serial: made.serial.to_owned(), of: of.clone(), not_after: made.not_after };
+        let new = Certified {
+            serial: made.issued.serial.clone(),
+            of: of.clone(),
+            not_after: made.issued.not_after,
+            issuer: Some(made.issued.issuer.to_string()),
+        };
         known.certificates.push(new);
         let dropped = beyond(&mut known.certificates, of.as_deref());
         revoke(store, member, &dropped).await?;
@@ -299,7 +318,7 @@ pub(crate) async fn lock_out(
         let Some(member) = read::<Member>(&record) else { return Ok(None) };
         revoke(store, identity, &member.certificates).await?;
         let serials = member.certificates.iter().map(|certified| certified.serial.clone()).collect();
-        let member = Member { certificates: Vec::new(), ..member };
+        let member = Member { certificates: Vec::new(), stands: BTreeMap::new(), ..member };
         match store.put_record(MEMBERS, &identity.uri(), Some(&record.version), write(&member)).await {
             Ok(_) => return Ok(Some(serials)),
             Err(error) if error.is_conflict() => {}
@@ -370,6 +389,7 @@ mod tests {
             serial: serial.to_string(),
             of: of.map(str::to_owned),
             not_after: 0,
+            issuer: None,
         };
         let mut all: Vec<_> = (0..=MOST_CERTIFICATES).map(|n| certified(n, None)).collect();
         all.insert(0, certified(99, Some("tandem://worker/a/b")));

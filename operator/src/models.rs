@@ -379,7 +379,6 @@ mod tests {
 
     use jiff::Timestamp;
     use serde_json::json;
-    use tandem_pki::{CertificateAuthority, Identity};
     use tandem_store::{EmbeddedStore, ManualClock};
 
     use super::*;
@@ -394,14 +393,14 @@ mod tests {
         let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
         let store = EmbeddedStore::open(&dir.path().join("store.redb"), clock.clone()).await.unwrap();
         let now = SystemTime::now();
-        let authority = CertificateAuthority::create(now).unwrap();
-        let credentials =
-            authority.credentials(&Identity::Operator, &[], now, tandem_pki::OPERATOR_LIFETIME).unwrap();
+        let authorities = crate::authority::open(&store, now).await.unwrap();
+        let credentials = authorities.operator(&[], now).unwrap();
+        let publisher = crate::publish::Publisher::new(Vec::new(), String::new(), None);
         let cluster = Arc::new(Cluster::new(
             Arc::new(store),
             clock.clone(),
-            authority,
-            crate::lead::Own::new("operator", "https://127.0.0.1:1", credentials),
+            authorities,
+            crate::lead::Own::new("operator", "https://127.0.0.1:1", credentials, publisher),
             Timing::default(),
             crate::pods::ServiceAccounts::default(),
             Sources::new(&SourceSettings::default()).unwrap(),

@@ -61,7 +61,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         () = wake_on_changes(&cluster, Kind::InferenceDeployment) => {}
         () = wake_on_changes(&cluster, Kind::InferenceHost) => {}
         () = pay_attention(&cluster) => {}
-        () = cluster.watch_revoked() => {}
+        () = cluster.watch_trust() => {}
         () = wake_with_the_platform(&cluster) => {}
         () = control.passes(&mut planner) => {}
     }
@@ -218,8 +218,8 @@ impl Control {
             apply::refused(&cluster, &observed, &findings, &mut self.said).await?;
             return Ok(due);
         }
-        let ca_pem = cluster.authority.certificate_pem().to_owned();
-        let said = routes::Said { revoked, ca_pem, keys };
+        let trust = tandem_control_api::Trust { revoked, ..cluster.whom_to_trust() };
+        let said = routes::Said { trust, keys };
         routes::publish(&cluster.routes, &mut self.version, &plan.routes, said);
         let nothing = BTreeMap::new();
         supply(if term.is_some() { &plan.specs } else { &nothing });

@@ -1,5 +1,6 @@
 //! Puts an operator together and takes it apart again.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -7,7 +8,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
-use tandem_pki::{Identity, OPERATOR_LIFETIME};
 use tandem_store::{Backup, Clock, EmbeddedStore, EtcdStore, KubernetesStore, Store, SystemClock};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::lead::Own;
+use crate::publish::Publisher;
 use crate::settings::{Settings, StoreSettings};
 use crate::sources::Sources;
-use crate::{admin, authority, metrics, reconcile, serve};
+use crate::{authority, membership, metrics, reconcile, rotation, serve};
 
 /// A running operator.
 pub struct Operator {
@@ -85,34 +86,31 @@ pub async fn start(settings: Settings) -> Result<Operator> {
     let clock = Arc::new(SystemClock);
     let store = open_store(&settings, clock.clone()).await?;
     let now = SystemTime::now();
-    let authority = authority::open(&*store, now).await?;
+    let authorities = authority::open(&*store, now).await?;
 
     let listener = TcpListener::bind(settings.listen).await.with_context(|| {
         format!("can't listen on {}: stop what listens there, or pass another --listen", settings.listen)
     })?;
     let address = listener.local_addr().context("the listener has no address")?;
     let url = url(&settings, address);
-    let credentials = authority
-        .credentials(&Identity::Operator, &settings.advertise, now, OPERATOR_LIFETIME)
+    let credentials = authorities
+        .operator(&settings.advertise, now)
         .context("the operator's own certificate can't be made: check --advertise")?;
-    if let Some(platform) = store.platform() {
-        let published = platform.publish_trust(authority.certificate_pem()).await;
-        published.context("the authority can't be published")?;
-        admin::publish(platform, &authority, &url, now).await?;
-    }
-    if let Some(dir) = &settings.data_dir {
-        admin::prepare(&dir.join("admin"), &authority, &url, now)?;
-    }
+    let admin = settings.data_dir.as_ref().map(|dir| dir.join("admin"));
+    let publisher = Publisher::new(settings.advertise, url.clone(), admin);
+    let revoked = membership::revoked(&*store, clock.now()).await?;
+    publisher.publish(&*store, &authorities, &BTreeSet::from_iter(revoked), (now, clock.now())).await?;
 
     let own = Own::new(
         settings.name.as_deref().unwrap_or("operator"),
         settings.peer_url.as_deref().unwrap_or(&url),
         credentials,
+        publisher,
     );
     let cluster = Arc::new(Cluster::new(
         Arc::clone(&store),
         clock,
-        authority,
+        authorities,
         own,
         settings.timing,
         settings.service_accounts,
@@ -124,6 +122,7 @@ pub async fn start(settings: Settings) -> Result<Operator> {
         let metrics = metrics::serve(Arc::clone(&cluster), listen).await?;
         tracing::info!(address = %metrics, "figures for Prometheus are at /metrics");
     }
+    tokio::spawn(rotation::run(Arc::clone(&cluster)));
     let control_loop = tokio::spawn(reconcile::run(Arc::clone(&cluster)));
     let server = tokio::spawn(async move { serve::run(cluster, listener).await });
     tracing::info!(%address, url, version = env!("CARGO_PKG_VERSION"), "operator listens");

@@ -1,6 +1,7 @@
 //! The control API: one module per service of control.proto, and the TLS server that carries them.
 
 mod agents;
+mod authority;
 mod enrollment;
 mod fleet;
 mod gateways;

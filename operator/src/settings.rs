@@ -73,6 +73,9 @@ pub struct Timing {
     pub boot_grace: Duration,
     /// How long a lease on leading holds without renewal.
     pub lease: Duration,
+    /// How much longer than its slowest party each phase of replacing the authority lasts: more than operators and workers take to
+    /// notice what was written for them, and gateways to be back after a leader has changed.
+    pub settle: Duration,
 }
 
 impl Default for Timing {
@@ -82,6 +85,7 @@ impl Default for Timing {
             silent_after: Duration::from_secs(5),
             boot_grace: Duration::from_secs(10),
             lease: Duration::from_secs(3),
+            settle: Duration::from_secs(15),
         }
     }
 }

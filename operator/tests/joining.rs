@@ -117,7 +117,8 @@ async fn who_is_revoked_loses_session_certificates_and_what_it_runs() {
     let gateway = certified(&world, &host.credentials, Role::Gateway, "mac-a").await.unwrap();
     let renewed = certified(&world, &host.credentials, Role::Host, "mac-a").await.unwrap();
 
-    let revoke = |role: Role, name: &str| RevokeRequest { role: role.into(), name: name.into() };
+    let revoke =
+        |role: Role, name: &str| RevokeRequest { role: role.into(), name: name.into(), force: false };
     let status = world.fleet().revoke(revoke(Role::Gateway, "mac-a")).await.unwrap_err();
     assert!(status.message().contains("revoked with its host"), "{status}");
     let answer = world.fleet().revoke(revoke(Role::Host, "mac-a")).await.unwrap().into_inner();
@@ -176,7 +177,7 @@ async fn a_hosts_gateway_renews_itself_and_stays_the_hosts() {
     let renewed = certified(&world, &gateway, Role::Gateway, "mac-a").await.unwrap();
     // Had it become a member by itself, its host could not have one any more.
     certified(&world, &host, Role::Gateway, "mac-a").await.unwrap();
-    let revoke = RevokeRequest { role: Role::Host.into(), name: "mac-a".into() };
+    let revoke = RevokeRequest { role: Role::Host.into(), name: "mac-a".into(), force: false };
     let answer = world.fleet().revoke(revoke).await.unwrap().into_inner();
     assert!(answer.serials.contains(&serial(&renewed)));
 }

@@ -1,7 +1,7 @@
 //! Doing what the plan says: each action is a task whose end is an event.
 
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tandem_agent_core::{Action, Credentials, Process, Weights};
 use tandem_control_api::Role;
@@ -55,6 +55,11 @@ impl Agent {
         Some(Identity::Worker { host: self.settings.name.clone(), workload: workload.parse().ok()? })
     }
 
+    /// Whether a folder holds a certificate of this identity that others believe.
+    pub(super) fn kept(&self, dir: &std::path::Path, identity: &Identity) -> Credentials {
+        kept(dir, identity, &self.operators.credentials().ca_pem)
+    }
+
     fn certify(&mut self, id: &str) {
         let Some(identity) = self.identity_of(id) else { return };
         let observation = self.observed.workloads.entry(id.to_owned()).or_default();
@@ -62,9 +67,9 @@ impl Agent {
         let before = std::mem::replace(&mut observation.credentials, Credentials::Requested);
         // From an earlier start of the same workload; no operator is needed for it.
         if before == Credentials::Absent
-            && kept(&self.home.workload(id).identity(), &identity) == Credentials::Valid
+            && self.kept(&self.home.workload(id).identity(), &identity) == Credentials::Valid
         {
-            observation.credentials = Credentials::Valid;
+            self.observed.workloads.entry(id.to_owned()).or_default().credentials = Credentials::Valid;
             return;
         }
         self.ask_certificate(Role::Worker, id);
@@ -129,35 +134,11 @@ impl Agent {
         }
     }
 
-    /// Certificates past a third of their life are replaced. Workers look at their folders; a gateway renews its own.
-    pub(super) fn renew(&self) {
-        let (operators, settings, dir) =
-            (self.operators.clone(), self.settings.clone(), self.home.identity());
-        tokio::spawn(async move {
-            match operators.renew_own(&settings, &dir).await {
-                Ok(true) => tracing::info!("this host's certificate is renewed"),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "this host's certificate can't be renewed yet");
-                }
-            }
-        });
-        let wants = |dir: &std::path::Path| {
-            let credentials = tandem_pki::Credentials::load(dir).ok();
-            credentials.is_some_and(|own| own.wants_renewal(SystemTime::now()).unwrap_or(false))
-        };
-        for (id, observation) in &self.observed.workloads {
-            if observation.credentials == Credentials::Valid && wants(&self.home.workload(id).identity()) {
-                self.ask_certificate(Role::Worker, id);
-            }
-        }
-    }
-
     fn start(&mut self, workload: &WorkloadSpec) {
         let (id, epoch, memory_bytes) = (workload.id.clone(), workload.epoch, workload.memory_bytes);
         let (home, now) = (self.home.workload(&id), self.now());
         let identity = self.identity_of(&id);
-        if identity.is_none_or(|identity| kept(&home.identity(), &identity) != Credentials::Valid) {
+        if identity.is_none_or(|identity| self.kept(&home.identity(), &identity) != Credentials::Valid) {
             // It has ended since it was looked at.
             self.observed.workloads.entry(id).or_default().credentials = Credentials::Absent;
             return;

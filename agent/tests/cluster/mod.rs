@@ -21,14 +21,14 @@ use tandem_control_api::models_request::Ask;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     AgentMessage, Certificate, CertifyRequest, HostSpec, JoinRequest, LogChunk, ModelsReply, ModelsRequest,
-    OperatorMessage, Protocol, Role, Supply, Welcome,
+    OperatorMessage, Protocol, Role, Supply, Trust, TrustConfirmation, TrustConfirmed, Welcome,
 };
 use tandem_crds::{
     DeploymentRef, InferenceHostSpec, InferenceHostStatus, ResolvedFile, WorkloadSpec, WorkloadStatus,
 };
 use tandem_pki::{
     CertificateAuthority, ClientCertificates, Credentials, HOST_LIFETIME, Identity, JoinToken,
-    OPERATOR_LIFETIME, install_tls_provider, peer_identity,
+    OPERATOR_LIFETIME, install_tls_provider, peer_certificate, peer_identity,
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -59,6 +59,17 @@ pub(crate) struct Desk {
     models: mpsc::Sender<ModelsReply>,
     joined: Mutex<u32>,
     certified: Mutex<Vec<(Role, String)>>,
+    /// The authority that signs instead of the first one, and what is said of it.
+    another: Mutex<Option<(Arc<CertificateAuthority>, Trust)>>,
+    /// What hosts have said that they trust, with the authority of the certificate that they showed.
+    confirmed: watch::Sender<Vec<(Vec<String>, String)>>,
+}
+
+impl Desk {
+    fn signing(&self) -> Arc<CertificateAuthority> {
+        let another = self.another.lock().unwrap();
+        another.as_ref().map_or_else(|| self.authority.clone(), |(authority, _)| authority.clone())
+    }
 }
 
 fn certificate(issued: tandem_pki::Issued) -> Response<Certificate> {
@@ -106,6 +117,10 @@ impl Agents for Shared {
         let (outbox, downstream) = mpsc::channel(32);
         let welcome = Welcome { protocol: Some(Protocol::own(&[])), report_interval_ms: 200 };
         outbox.send(Ok(OperatorMessage { message: Some(Down::Welcome(welcome)) })).await.unwrap();
+        let trust = desk.another.lock().unwrap().as_ref().map(|(_, trust)| trust.clone());
+        if let Some(trust) = trust {
+            outbox.send(Ok(OperatorMessage { message: Some(Down::Trust(trust)) })).await.unwrap();
+        }
         let supply = desk.supply.lock().unwrap().clone();
         outbox.send(Ok(OperatorMessage { message: Some(Down::Supply(supply)) })).await.unwrap();
         let spec = desk.spec.lock().unwrap().clone();
@@ -136,9 +151,10 @@ impl Agents for Shared {
         let identity = match request.role() {
             Role::Worker => Identity::worker(host.as_str(), &request.name).unwrap(),
             Role::Gateway => Identity::gateway(&request.name).unwrap(),
+            Role::Host => Identity::host(&request.name).unwrap(),
             _ => return Err(Status::permission_denied("no")),
         };
-        let issued = self.0.authority.sign(
+        let issued = self.0.signing().sign(
             &request.csr_pem,
             &identity,
             &request.addresses,
@@ -146,6 +162,17 @@ impl Agents for Shared {
             HOST_LIFETIME,
         );
         Ok(certificate(issued.unwrap()))
+    }
+
+    async fn confirm_trust(
+        &self,
+        request: Request<TrustConfirmation>,
+    ) -> Result<Response<TrustConfirmed>, Status> {
+        let trusted = self.0.another.lock().unwrap().as_ref().map(|(_, trust)| trust.ca_pem.clone());
+        let shown = peer_certificate(&request, &trusted.unwrap()).unwrap();
+        let said = (request.into_inner().authorities, shown.issuer.unwrap().to_string());
+        self.0.confirmed.send_modify(|all| all.push(said));
+        Ok(Response::new(TrustConfirmed {}))
     }
 }
 
@@ -203,6 +230,8 @@ impl Cluster {
             models,
             joined: Mutex::new(0),
             certified: Mutex::default(),
+            another: Mutex::default(),
+            confirmed: watch::channel(Vec::new()).0,
         });
         let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -248,6 +277,27 @@ impl Cluster {
     pub(crate) async fn restart_operator(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.serve(listener);
+    }
+
+    /// Another authority signs from now on, beside the first one; says which.
+    pub(crate) async fn another_authority_signs(&mut self) -> String {
+        let new = Arc::new(CertificateAuthority::create(SystemTime::now()).unwrap());
+        let issuer = new.fingerprint().to_string();
+        let ca_pem = format!("{}{}", self.desk.authority.certificate_pem(), new.certificate_pem());
+        let trust = Trust { ca_pem: ca_pem.clone(), revoked: Vec::new(), issuer: issuer.clone() };
+        self.kill_operator().await;
+        self.operator_credentials.ca_pem = ca_pem;
+        *self.desk.another.lock().unwrap() = Some((new, trust));
+        self.restart_operator().await;
+        issuer
+    }
+
+    /// Waits until a host shows a certificate of this authority; what it says then that it trusts.
+    pub(crate) async fn confirmed_by(&self, issuer: &str) -> Vec<String> {
+        let mut confirmed = self.desk.confirmed.subscribe();
+        let shown = confirmed.wait_for(|all| all.iter().any(|(_, shown)| shown == issuer));
+        let all = timeout(LIMIT, shown).await.unwrap().unwrap().clone();
+        all.into_iter().find(|(_, shown)| shown == issuer).unwrap().0
     }
 
     pub(crate) fn data(&self) -> PathBuf {

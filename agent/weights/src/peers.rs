@@ -99,8 +99,9 @@ impl Dials {
     async fn dial(&self, server_name: &str, link: &Link) -> Result<Arc<Dial>, String> {
         let credentials = self.credentials.borrow().clone();
         let key = (server_name.to_owned(), link.address.clone());
-        if let Some((certificate, dial)) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
-            && *certificate == credentials.certificate_pem
+        let shown_and_trusted = format!("{}{}", credentials.certificate_pem, credentials.ca_pem);
+        if let Some((with, dial)) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
+            && *with == shown_and_trusted
             && dial.tier == link.tier
         {
             return Ok(dial.clone());
@@ -126,7 +127,7 @@ impl Dials {
         let base = format!("https://{server_name}:{port}/v1/weights");
         let dial = Arc::new(Dial { client, base, tier: link.tier });
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.insert(key, (credentials.certificate_pem, dial.clone()));
+        made.insert(key, (shown_and_trusted, dial.clone()));
         Ok(dial)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
@@ -13,15 +13,16 @@ use tandem_control_api::object_event::Type;
 use tandem_control_api::objects_server::Objects;
 use tandem_control_api::secrets_server::Secrets;
 use tandem_control_api::{
-    ApiKey, ApplyRequest, ApplyResponse, BackupChunk, BackupRequest, CordonRequest, CreateKeyRequest,
-    CreatedKey, DeleteKeyRequest, DeleteKeyResponse, DeleteRequest, DeleteResponse, DeleteSecretRequest,
+    AdminList, AdminSummary, ApiKey, ApplyRequest, ApplyResponse, AuthorityRequest, AuthorityStatus,
+    BackupChunk, BackupRequest, Certificate, CertifyRequest, CordonRequest, CreateKeyRequest, CreatedKey,
+    DeleteKeyRequest, DeleteKeyResponse, DeleteRequest, DeleteResponse, DeleteSecretRequest,
     DeleteSecretResponse, DrainHostRequest, EventList, EventsRequest, GatewaySummary, HostSummary, JoinToken,
-    JoinTokenRequest, KeyList, KeySummary, ListKeysRequest, ListRequest, ListSecretsRequest, LogChunk,
-    LogsRequest, ModelsReply, ModelsRequest, Object, ObjectEvent, ObjectList, ObjectRef, RevokeRequest,
-    RevokeResponse, Role, ScaleRequest, SecretList, SecretSummary, SetSecretRequest, StatusRequest,
-    StatusResponse, apply_response,
+    JoinTokenRequest, KeyList, KeySummary, ListAdminsRequest, ListKeysRequest, ListRequest,
+    ListSecretsRequest, LogChunk, LogsRequest, ModelsReply, ModelsRequest, Object, ObjectEvent, ObjectList,
+    ObjectRef, RevokeRequest, RevokeResponse, Role, RotateAuthorityRequest, ScaleRequest, SecretList,
+    SecretSummary, SetSecretRequest, StatusRequest, StatusResponse, apply_response,
 };
-use tandem_pki::{Identity, peer_identity};
+use tandem_pki::{CertificateAuthority, HOST_LIFETIME, Identity, peer_identity};
 use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
@@ -54,6 +55,9 @@ struct State {
     secrets: BTreeMap<(String, String), BTreeMap<String, String>>,
     keys: Vec<ApiKey>,
     gateways: Vec<GatewaySummary>,
+    /// What `authority` answers next; the last one stays.
+    authority: Vec<AuthorityStatus>,
+    admins: Vec<AdminSummary>,
     /// Requests as they came, for the tests to look at.
     asked: Vec<String>,
 }
@@ -103,6 +107,16 @@ impl Fake {
     pub(crate) fn gateway(&self, name: &str, url: &str) {
         let summary = GatewaySummary { name: name.into(), url: url.into(), connected: true };
         self.lock().gateways.push(summary);
+    }
+
+    /// Answers of `authority`, one after the other; the last one stays.
+    pub(crate) fn authorities(&self, answers: Vec<AuthorityStatus>) {
+        self.lock().authority = answers;
+    }
+
+    fn authority_now(&self) -> AuthorityStatus {
+        let mut state = self.lock();
+        if state.authority.len() > 1 { state.authority.remove(0) } else { state.authority[0].clone() }
     }
 
     pub(crate) fn object(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
@@ -285,9 +299,50 @@ impl Fleet for Fake {
         let request = admin(request)?;
         match request.role() {
             Role::Host => drop(self.host(&request.name)?),
+            Role::Admin if !request.force => {
+                return Err(Status::failed_precondition("the last: give --force"));
+            }
             role => self.lock().asked.push(format!("revoke {} {}", role.as_str_name(), request.name)),
         }
         Ok(Response::new(RevokeResponse { serials: vec!["07".into(), "08".into()] }))
+    }
+
+    async fn authority(&self, request: Request<AuthorityRequest>) -> Answer<AuthorityStatus> {
+        admin(request)?;
+        Ok(Response::new(self.authority_now()))
+    }
+
+    async fn rotate_authority(&self, request: Request<RotateAuthorityRequest>) -> Answer<AuthorityStatus> {
+        let without = admin(request)?.without;
+        let without: Vec<String> =
+            without.iter().map(|party| format!("{} {}", party.role().as_str_name(), party.name)).collect();
+        self.lock().asked.push(format!("rotate {without:?}"));
+        Ok(Response::new(self.authority_now()))
+    }
+
+    async fn list_admins(&self, request: Request<ListAdminsRequest>) -> Answer<AdminList> {
+        admin(request)?;
+        Ok(Response::new(AdminList { admins: self.lock().admins.clone() }))
+    }
+
+    async fn certify_admin(&self, request: Request<CertifyRequest>) -> Answer<Certificate> {
+        let request = admin(request)?;
+        let (now, who) = (SystemTime::now(), Identity::admin(&request.name).unwrap());
+        let authority = CertificateAuthority::create(now).unwrap();
+        let issued = authority.sign(&request.csr_pem, &who, &[], now, HOST_LIFETIME).unwrap();
+        let summary = AdminSummary {
+            name: request.name,
+            since: 1_767_225_600,
+            not_after: issued.not_after,
+            certificates: 1,
+            caller: false,
+        };
+        self.lock().admins.push(summary);
+        Ok(Response::new(Certificate {
+            certificate_pem: issued.certificate_pem,
+            ca_pem: issued.ca_pem,
+            not_after: issued.not_after,
+        }))
     }
 
     async fn drain(&self, request: Request<DrainHostRequest>) -> Answer<Object> {

@@ -10,7 +10,7 @@ use tandem_control_api::enrollment_server::{Enrollment, EnrollmentServer};
 use tandem_control_api::gateways_server::{Gateways, GatewaysServer};
 use tandem_control_api::{
     AgentMessage, Certificate, CertifyRequest, JoinRequest, OperatorMessage, RouteTable, RoutesRequest,
-    UsageReceipt, UsageReport,
+    TrustConfirmation, TrustConfirmed, UsageReceipt, UsageReport,
 };
 use tandem_pki::{
     CertificateAuthority, ClientCertificates, HOST_LIFETIME, Identity, JoinToken, OPERATOR_LIFETIME,
@@ -142,5 +142,9 @@ impl Agents for Renewals {
             ca_pem: issued.ca_pem,
             not_after: issued.not_after,
         }))
+    }
+
+    async fn confirm_trust(&self, _: Request<TrustConfirmation>) -> Result<Response<TrustConfirmed>, Status> {
+        Ok(Response::new(TrustConfirmed {}))
     }
 }

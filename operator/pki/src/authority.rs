@@ -11,6 +11,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::hex_of_serial;
 use crate::{Credentials, Fingerprint, Identity};
@@ -61,6 +62,8 @@ pub struct Issued {
     pub not_after: i64,
     /// Its serial number in hexadecimal, by which it is revoked.
     pub serial: String,
+    /// Who has signed it.
+    pub issuer: Fingerprint,
 }
 
 /// A private key with the request that has it certified.
@@ -91,20 +94,19 @@ pub struct CertificateAuthority {
     certificate_pem: String,
     key_pem: String,
     fingerprint: Fingerprint,
+    subject: String,
+    not_after: i64,
 }
 
 impl CertificateAuthority {
-    /// A new authority with a P-256 key, valid for ten years.
+    /// A new authority with a P-256 key, valid for ten years. No other has its name.
     ///
     /// # Errors
     /// When the system has no randomness or its clock is out of range.
     pub fn create(now: SystemTime) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate().map_err(AuthorityError::Signing)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "Tandem cluster authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let number: [u8; 8] = rand::random();
+        let mut params = signer(&format!("Tandem cluster authority {}", hex::encode(number)));
         (params.not_before, params.not_after) = validity(now, CA_LIFETIME)?;
         let certificate = params.self_signed(&key).map_err(AuthorityError::Signing)?;
         Self::load(&certificate.pem(), &key.serialize_pem())
@@ -117,10 +119,14 @@ impl CertificateAuthority {
     pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, AuthorityError> {
         let key = KeyPair::from_pem(key_pem).map_err(AuthorityError::BadAuthority)?;
         let issuer = Issuer::from_ca_cert_pem(certificate_pem, key).map_err(AuthorityError::BadAuthority)?;
-        let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
-            .map_err(|_| AuthorityError::BadAuthority(rcgen::Error::CouldNotParseCertificate))?;
+        let unreadable = || AuthorityError::BadAuthority(rcgen::Error::CouldNotParseCertificate);
+        let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|_| unreadable())?;
+        let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| unreadable())?;
+        let subject = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
         Ok(Self {
             issuer,
+            subject: subject.ok_or_else(unreadable)?.to_owned(),
+            not_after: certificate.validity().not_after.timestamp(),
             certificate_pem: certificate_pem.to_owned(),
             key_pem: key_pem.to_owned(),
             fingerprint: Fingerprint::of(&der),
@@ -143,6 +149,38 @@ impl CertificateAuthority {
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// Its name, for people.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// When it ends, in seconds since 1970.
+    #[must_use]
+    pub fn not_after(&self) -> i64 {
+        self.not_after
+    }
+
+    /// This authority's name and key, certified by another one. Who shows it beside a certificate that this authority has signed is
+    /// believed by those, too, that trust the other one alone.
+    ///
+    /// # Errors
+    /// When the clock is out of range, or signing fails.
+    pub fn vouched_for_by(
+        &self,
+        other: &Self,
+        now: SystemTime,
+        lifetime: Duration,
+    ) -> Result<String, AuthorityError> {
+        let key = KeyPair::from_pem(&self.key_pem).map_err(AuthorityError::BadAuthority)?;
+        let mut params = signer(&self.subject);
+        params.use_authority_key_identifier_extension = true;
+        let serial: [u8; 16] = rand::random();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        (params.not_before, params.not_after) = validity(now, lifetime)?;
+        Ok(params.signed_by(&key, &other.issuer).map_err(AuthorityError::Signing)?.pem())
     }
 
     /// Signs a request for this identity. Only the key is taken from the request; names are ours.
@@ -170,6 +208,7 @@ impl CertificateAuthority {
             ca_pem: self.certificate_pem.clone(),
             not_after,
             serial: hex_of_serial(&serial),
+            issuer: self.fingerprint,
         })
     }
 
@@ -188,6 +227,16 @@ impl CertificateAuthority {
         let issued = self.sign(&own.csr_pem, identity, addresses, now, lifetime)?;
         Ok(Credentials::new(issued.certificate_pem, own.key_pem, issued.ca_pem))
     }
+}
+
+/// Of an authority, without its dates.
+fn signer(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn leaf(

@@ -12,7 +12,7 @@ use thiserror::Error;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, ServerTlsConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::authority::CLOCK_SKEW;
+use crate::identity::issuer_among;
 use crate::{Fingerprint, Identity, NotIdentified};
 
 const CERTIFICATE: &str = "certificate.pem";
@@ -129,14 +129,12 @@ impl Credentials {
         authorities.flatten().map(|authority| Fingerprint::of(&authority)).collect()
     }
 
-    /// Whether the certificate was made before this moment, in seconds since 1970.
+    /// The one of these authorities (PEM) that has signed the certificate; none when it was another.
     ///
     /// # Errors
     /// When the certificate can't be read.
-    pub fn made_before(&self, moment: i64) -> Result<bool, CredentialsError> {
-        let made = self.validity()?.0 + CLOCK_SKEW;
-        let made = made.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| CredentialsError::Unreadable)?;
-        Ok(i64::try_from(made.as_secs()).unwrap_or(i64::MAX) < moment)
+    pub fn issuer(&self, authorities: &str) -> Result<Option<Fingerprint>, CredentialsError> {
+        Ok(issuer_among(&self.der()?, authorities)?)
     }
 
     /// Whom these credentials speak for.
@@ -202,7 +200,11 @@ impl Credentials {
             .timeout(HANDSHAKE)
     }
 
-    fn der(&self) -> Result<CertificateDer<'static>, CredentialsError> {
+    /// The certificate in DER.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn der(&self) -> Result<CertificateDer<'static>, CredentialsError> {
         CertificateDer::from_pem_slice(self.certificate_pem.as_bytes())
             .map_err(|_| CredentialsError::Unreadable)
     }
@@ -287,9 +289,9 @@ mod tests {
         }
         assert!(!credentials.wants_renewal(now).unwrap());
         assert!(credentials.wants_renewal(now + HOST_LIFETIME / 2).unwrap());
-        let seconds =
-            |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().cast_signed();
-        assert!(!credentials.made_before(seconds(now)).unwrap());
-        assert!(credentials.made_before(seconds(now) + 1).unwrap());
+        let other = CertificateAuthority::create(now).unwrap();
+        let both = format!("{}{}", other.certificate_pem(), credentials.ca_pem);
+        assert_eq!(credentials.issuer(&both).unwrap(), Some(authority.fingerprint()));
+        assert_eq!(credentials.issuer(other.certificate_pem()).unwrap(), None);
     }
 }

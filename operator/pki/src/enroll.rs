@@ -31,8 +31,11 @@ pub enum EnrollError {
     /// Nobody there.
     #[error("no operator answers at {0}: check the address, and that its port is open")]
     Unreachable(String),
-    /// Somebody else's cluster, or somebody in the middle.
-    #[error("the server at {0} is not of the cluster that the token was made for; the token was not sent")]
+    /// Somebody else's cluster, or somebody in the middle, or a token that is older than the cluster's authority.
+    #[error(
+        "the server at {0} is not of the cluster that the token was made for, or its authority was replaced since; the token was \
+         not sent"
+    )]
     WrongAuthority(String),
     /// The operator said no.
     #[error("the operator refused: {0}")]
@@ -188,7 +191,8 @@ pub fn local_address_towards(operator: &str) -> io::Result<IpAddr> {
     Err(last)
 }
 
-/// Accepts exactly the chains that hold the certificate with the expected hash, and that this certificate signed.
+/// Accepts exactly the chains that hold the certificate with the expected hash, and that lead to it: while an authority is
+/// being replaced, by way of the one that signs.
 #[derive(Debug)]
 struct PinnedAuthority {
     expected: Fingerprint,
@@ -212,7 +216,7 @@ impl ServerCertVerifier for PinnedAuthority {
         rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|_| unknown)?
-            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(

@@ -3,9 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
 use tonic::{Request, Status};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::Fingerprint;
 
 /// Suffix of every server name. `internal` is reserved for private use, so no public DNS answers for it.
 const DOMAIN: &str = "tandem.internal";
@@ -219,6 +223,43 @@ pub fn peer_serial<T>(request: &Request<T>) -> Result<String, NotIdentified> {
 pub fn serial_of_certificate(der: &[u8]) -> Result<String, NotIdentified> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotIdentified::NotACertificate)?;
     Ok(hex_of_serial(certificate.raw_serial()))
+}
+
+/// A certificate that a peer has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// As [`peer_serial`].
+    pub serial: String,
+    /// Who has signed it, if it is one of the authorities that were asked about.
+    pub issuer: Option<Fingerprint>,
+    /// When it ends, in seconds since 1970.
+    pub not_after: i64,
+}
+
+/// What the peer of this request has shown, signed by one of these authorities (PEM).
+///
+/// # Errors
+/// As [`peer_identity`].
+pub fn peer_certificate<T>(request: &Request<T>, authorities: &str) -> Result<Shown, NotIdentified> {
+    let certificates = request.peer_certs().ok_or(NotIdentified::NoCertificate)?;
+    let der = certificates.first().ok_or(NotIdentified::NoCertificate)?;
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotIdentified::NotACertificate)?;
+    Ok(Shown {
+        serial: hex_of_serial(certificate.raw_serial()),
+        issuer: issuer_among(der, authorities)?,
+        not_after: certificate.validity().not_after.timestamp(),
+    })
+}
+
+/// The one of these authorities whose name a certificate gives as its signer's: no two have one name.
+pub(crate) fn issuer_among(der: &[u8], authorities: &str) -> Result<Option<Fingerprint>, NotIdentified> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotIdentified::NotACertificate)?;
+    let is_signer = |authority: &CertificateDer<'_>| {
+        let parsed = X509Certificate::from_der(authority);
+        parsed.is_ok_and(|(_, authority)| authority.subject().as_raw() == certificate.issuer().as_raw())
+    };
+    let signer = CertificateDer::pem_slice_iter(authorities.as_bytes()).flatten().find(is_signer);
+    Ok(signer.map(|authority| Fingerprint::of(&authority)))
 }
 
 /// DER writes integers with or without a zero in front, by their highest bit; a serial number is the same either way.

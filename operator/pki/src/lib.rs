@@ -10,6 +10,7 @@ mod authority;
 mod credentials;
 mod enroll;
 mod identity;
+mod stranger;
 mod token;
 mod transport;
 
@@ -20,9 +21,11 @@ pub use authority::{
 pub use credentials::{ClientCertificates, Credentials, CredentialsError};
 pub use enroll::{EnrollError, Enrollment, PodFiles, Proof, fetch_pinned_ca, join, local_address_towards};
 pub use identity::{
-    BadName, Identity, Name, NotIdentified, peer_identity, peer_serial, serial_of_certificate,
+    BadName, Identity, Name, NotIdentified, Shown, peer_certificate, peer_identity, peer_serial,
+    serial_of_certificate,
 };
-pub use token::{BadToken, Fingerprint, JoinToken};
+pub use stranger::is_stranger;
+pub use token::{BadFingerprint, BadToken, Fingerprint, JoinToken};
 pub use transport::{Connection, TlsError, dial, incoming, kept_fresh, server_config};
 
 /// Makes ring the process's TLS provider. Harmless when one is installed already; every binary calls it first.

@@ -9,7 +9,7 @@ use thiserror::Error;
 const PREFIX: &str = "tandem1";
 
 /// SHA-256 of an authority's certificate in DER.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
@@ -23,6 +23,21 @@ impl Fingerprint {
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// Not 64 hexadecimal digits.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a fingerprint of an authority is 64 hexadecimal digits")]
+pub struct BadFingerprint;
+
+impl FromStr for Fingerprint {
+    type Err = BadFingerprint;
+
+    fn from_str(text: &str) -> Result<Self, BadFingerprint> {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(text, &mut digest).map_err(|_| BadFingerprint)?;
+        Ok(Self(digest))
     }
 }
 
@@ -108,6 +123,8 @@ mod tests {
     fn round_trips_and_keeps_its_secret_out_of_debug() {
         let token = JoinToken::generate(Fingerprint::of(b"ca"));
         assert_eq!(token.to_string().parse::<JoinToken>().unwrap(), token);
+        assert_eq!(token.ca().to_string().parse(), Ok(token.ca()));
+        assert_eq!("00".parse::<Fingerprint>(), Err(BadFingerprint));
         let secret = token.to_string().split('.').nth(2).unwrap().to_owned();
         assert!(!format!("{token:?}").contains(&secret));
     }

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use tandem_control_api::enrollment_server::{Enrollment as EnrollmentService, EnrollmentServer};
 use tandem_control_api::{Certificate, JoinRequest, Role};
 use tandem_pki::{
-    CertificateAuthority, ClientCertificates, EnrollError, Enrollment, HOST_LIFETIME, Identity, JoinToken,
-    OPERATOR_LIFETIME, install_tls_provider, join,
+    CertificateAuthority, ClientCertificates, Credentials, EnrollError, Enrollment, HOST_LIFETIME, Identity,
+    JoinToken, OPERATOR_LIFETIME, install_tls_provider, join,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -42,8 +42,12 @@ async fn operator(
     authority: Arc<CertificateAuthority>,
     as_who: &Identity,
 ) -> (String, Arc<Mutex<Vec<String>>>) {
-    install_tls_provider();
     let own = authority.credentials(as_who, &[], SystemTime::now(), OPERATOR_LIFETIME).unwrap();
+    serve(authority, own).await
+}
+
+async fn serve(authority: Arc<CertificateAuthority>, own: Credentials) -> (String, Arc<Mutex<Vec<String>>>) {
+    install_tls_provider();
     let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let tokens_seen = Arc::new(Mutex::new(Vec::new()));
@@ -111,4 +115,29 @@ async fn nobody_there_and_no_address_are_told_apart() {
         let error = join(&enrollment(bad, token.clone())).await.unwrap_err();
         assert!(matches!(error, EnrollError::BadAddress(_)), "{bad}: {error:?}");
     }
+}
+
+#[tokio::test]
+async fn while_an_authority_is_replaced_a_token_of_either_lets_in() {
+    install_tls_provider();
+    let now = SystemTime::now();
+    let old = CertificateAuthority::create(now).unwrap();
+    let new = Arc::new(CertificateAuthority::create(now).unwrap());
+    let mut own = new.credentials(&Identity::Operator, &[], now, OPERATOR_LIFETIME).unwrap();
+    own.certificate_pem += &new.vouched_for_by(&old, now, OPERATOR_LIFETIME).unwrap();
+    own.ca_pem = format!("{}{}", old.certificate_pem(), new.certificate_pem());
+    let (operator, _) = serve(new.clone(), own).await;
+    for pinned in [old.fingerprint(), new.fingerprint()] {
+        let joined = join(&enrollment(&operator, JoinToken::generate(pinned))).await.unwrap();
+        assert_eq!(joined.issuer(&joined.ca_pem).unwrap(), Some(new.fingerprint()));
+    }
+    // Nobody vouches for the new one with the old one's name alone.
+    let stranger = CertificateAuthority::create(now).unwrap();
+    let result = join(&enrollment(&operator, JoinToken::generate(stranger.fingerprint()))).await;
+    assert!(matches!(result, Err(EnrollError::WrongAuthority(_))), "{result:?}");
+    let mut own = new.credentials(&Identity::Operator, &[], now, OPERATOR_LIFETIME).unwrap();
+    own.ca_pem = format!("{}{}", old.certificate_pem(), new.certificate_pem());
+    let (operator, _) = serve(new, own).await;
+    let result = join(&enrollment(&operator, JoinToken::generate(old.fingerprint()))).await;
+    assert!(matches!(result, Err(EnrollError::WrongAuthority(_))), "{result:?}");
 }

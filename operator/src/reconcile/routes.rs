@@ -2,26 +2,24 @@
 
 use std::sync::Arc;
 
-use tandem_control_api::{ApiKey, ModelRoute, Replica, RouteTable};
+use tandem_control_api::{ApiKey, ModelRoute, Replica, RouteTable, Trust};
 use tandem_plan::Route;
 use tokio::sync::watch;
 
 /// What a table says beside its models.
 pub(super) struct Said {
-    /// Serial numbers of certificates no longer to be trusted.
-    pub(super) revoked: Vec<String>,
-    /// Every authority whose certificates are good.
-    pub(super) ca_pem: String,
+    /// Whom to trust.
+    pub(super) trust: Trust,
     /// Whom to let in.
     pub(super) keys: Vec<ApiKey>,
 }
 
 /// Publishes the newest table, if it is another, under the next version.
 pub(super) fn publish(to: &watch::Sender<Arc<RouteTable>>, version: &mut u64, routes: &[Route], said: Said) {
-    let Said { revoked, ca_pem, keys } = said;
+    let Said { trust: Trust { ca_pem, revoked, issuer }, keys } = said;
     let models = routes.iter().map(model).collect();
     to.send_if_modified(|known| {
-        let new = RouteTable { version: known.version, models, revoked, ca_pem, keys };
+        let new = RouteTable { version: known.version, models, revoked, ca_pem, keys, issuer };
         if known.version > 0 && **known == new {
             return false;
         }

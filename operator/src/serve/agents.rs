@@ -1,6 +1,6 @@
 //! Hosts' agents: one session per host, reports up, the newest spec down; certificates for what a host runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +12,26 @@ use tandem_control_api::agents_client::AgentsClient;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
     AgentMessage, Certificate, CertifyRequest, HostSpec, OperatorMessage, Protocol, Role, Supply, Trust,
-    Welcome, agents_server,
+    TrustConfirmation, TrustConfirmed, Welcome, agents_server,
 };
-use tandem_pki::{Credentials, HOST_LIFETIME, Identity, Name};
+use tandem_pki::{BadFingerprint, Credentials, Fingerprint, HOST_LIFETIME, Identity, Name, peer_certificate};
 use tandem_store::{API_VERSION, Key, Kind, Object, Selector, StoreError, Watch, WatchEvent};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::enrollment::said;
+use super::enrollment::{certificate, said};
 use super::report::Reporter;
 use crate::caller::{self, chain, refusal};
 use crate::cluster::Cluster;
-use crate::membership::{self, Binding, Made};
+use crate::membership::{self, Binding, Made, Said};
 use crate::relay::Relay;
 use crate::sessions::Session;
 
 /// How long an agent may take to say Hello, and to take a message that waits for it.
 const STEP: Duration = Duration::from_secs(10);
+/// Authorities that somebody may say it trusts: there are two while one replaces the other.
+const MOST_AUTHORITIES: usize = 8;
 
 pub(super) struct Agents(pub(super) Arc<Cluster>);
 
@@ -103,21 +105,60 @@ impl agents_server::Agents for Agents {
             return Err(Status::permission_denied(format!("{identity} has joined with a token of its own")));
         }
         let issued = cluster
-            .authority
+            .authorities()
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
         let store = &*cluster.store;
         let member = membership::member_of(store, &caller, &serial).await.map_err(refusal)?;
-        let made = Made { identity: &identity, serial: &issued.serial, not_after: issued.not_after };
+        let made = Made { identity: &identity, issued: &issued };
         membership::remember(store, &member, &made, &Binding::Holder(&serial), cluster.now())
             .await
             .map_err(|error| said(error, &caller))?;
         tracing::info!(by = %caller, %identity, serial = issued.serial, "certified");
-        Ok(Response::new(Certificate {
-            certificate_pem: issued.certificate_pem,
-            ca_pem: issued.ca_pem,
-            not_after: issued.not_after,
-        }))
+        Ok(certificate(issued))
+    }
+
+    /// Any operator writes it down; the one that leads reads it.
+    async fn confirm_trust(
+        &self,
+        request: Request<TrustConfirmation>,
+    ) -> Result<Response<TrustConfirmed>, Status> {
+        let cluster = &self.0;
+        let caller = caller::identity(cluster, &request)?;
+        if !matches!(caller, Identity::Host(_) | Identity::Gateway(_)) {
+            return Err(Status::permission_denied(format!(
+                "hosts and gateways say whom they trust, and the certificate is of {caller}"
+            )));
+        }
+        let shown = peer_certificate(&request, &cluster.authorities().bundle())?;
+        let issuer = shown.issuer.ok_or_else(|| {
+            Status::unauthenticated(
+                "the authority of this certificate is not trusted any more: join again with a new token",
+            )
+        })?;
+        let TrustConfirmation { authorities, runs_gateway } = request.into_inner();
+        if authorities.len() > MOST_AUTHORITIES {
+            return Err(Status::invalid_argument(format!(
+                "at most {MOST_AUTHORITIES} authorities can be trusted"
+            )));
+        }
+        let trusts: Result<BTreeSet<Fingerprint>, BadFingerprint> =
+            authorities.iter().map(|text| text.parse()).collect();
+        let trusts = trusts.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let store = &*cluster.store;
+        let member = membership::member_of(store, &caller, &shown.serial).await.map_err(refusal)?;
+        let word = Said {
+            who: &caller,
+            trusts,
+            issuer,
+            serial: &shown.serial,
+            not_after: shown.not_after,
+            runs_gateway,
+        };
+        membership::confirm(store, &member, &word, cluster.now())
+            .await
+            .map_err(|error| said(error, &caller))?;
+        Ok(Response::new(TrustConfirmed {}))
     }
 }
 
@@ -288,8 +329,8 @@ impl Conversation {
 
     /// Passes on whom to trust, if it is news.
     async fn tell_trust(&mut self) -> Result<(), Ending> {
-        let own = self.trust.borrow_and_update().clone();
-        let trust = Trust { ca_pem: own.ca_pem, revoked: own.revoked.into_iter().collect() };
+        self.trust.mark_unchanged();
+        let trust = self.cluster.whom_to_trust();
         if self.trusted.as_ref() != Some(&trust) {
             self.tell(Down::Trust(trust.clone())).await?;
             self.trusted = Some(trust);

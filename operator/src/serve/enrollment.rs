@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tandem_control_api::enrollment_server;
 use tandem_control_api::{Certificate, JoinRequest, Role};
-use tandem_pki::{HOST_LIFETIME, Identity, JoinToken};
+use tandem_pki::{HOST_LIFETIME, Identity, Issued, JoinToken};
 use tonic::{Request, Response, Status};
 
 use crate::caller::{self, chain, refusal};
@@ -94,7 +94,7 @@ impl enrollment_server::Enrollment for Enrollment {
             .token
             .parse()
             .map_err(|error: tandem_pki::BadToken| Status::invalid_argument(error.to_string()))?;
-        if token.ca() != cluster.authority.fingerprint() {
+        if !cluster.authorities().knows(token.ca()) {
             return Err(said(JoinRefused::Unknown, &identity));
         }
         let spendable = membership::check_token(store, &token, role, &request.name, cluster.now())
@@ -106,12 +106,12 @@ impl enrollment_server::Enrollment for Enrollment {
         // Signed before the token is spent: a request that can't be signed costs no token, and nothing is handed out unless
         // the token was this caller's to spend.
         let issued = cluster
-            .authority
+            .authorities()
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
         membership::spend(store, &spendable).await.map_err(|error| said(error, &identity))?;
         let bound = if known { Binding::TakenOver(None) } else { Binding::First };
-        let made = Made { identity: &identity, serial: &issued.serial, not_after: issued.not_after };
+        let made = Made { identity: &identity, issued: &issued };
         membership::remember(store, &identity, &made, &bound, cluster.now())
             .await
             .map_err(|error| said(error, &identity))?;
@@ -120,11 +120,7 @@ impl enrollment_server::Enrollment for Enrollment {
             cluster.refresh_revoked().await.map_err(refusal)?;
             cluster.wake.notify_one();
         }
-        Ok(Response::new(Certificate {
-            certificate_pem: issued.certificate_pem,
-            ca_pem: issued.ca_pem,
-            not_after: issued.not_after,
-        }))
+        Ok(certificate(issued))
     }
 }
 
@@ -154,11 +150,11 @@ impl Enrollment {
             }
         };
         let issued = cluster
-            .authority
+            .authorities()
             .sign(&request.csr_pem, &identity, &request.addresses, cluster.system_time(), HOST_LIFETIME)
             .map_err(|error| Status::invalid_argument(chain(&error)))?;
         let bound = Binding::TakenOver(Some(uid.clone()));
-        let made = Made { identity: &identity, serial: &issued.serial, not_after: issued.not_after };
+        let made = Made { identity: &identity, issued: &issued };
         membership::remember(store, &identity, &made, &bound, cluster.now())
             .await
             .map_err(|error| said(error, &identity))?;
@@ -167,12 +163,17 @@ impl Enrollment {
             cluster.refresh_revoked().await.map_err(refusal)?;
             cluster.wake.notify_one();
         }
-        Ok(Response::new(Certificate {
-            certificate_pem: issued.certificate_pem,
-            ca_pem: issued.ca_pem,
-            not_after: issued.not_after,
-        }))
+        Ok(certificate(issued))
     }
+}
+
+/// What a caller is handed.
+pub(super) fn certificate(issued: Issued) -> Response<Certificate> {
+    Response::new(Certificate {
+        certificate_pem: issued.certificate_pem,
+        ca_pem: issued.ca_pem,
+        not_after: issued.not_after,
+    })
 }
 
 pub(super) fn said(error: JoinRefused, identity: &Identity) -> Status {

@@ -8,17 +8,18 @@ use serde_json::{Value, json};
 use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::operator_message::Message as Down;
 use tandem_control_api::{
-    BackupChunk, BackupRequest, CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken,
-    JoinTokenRequest, LogChunk, LogsRequest, ModelsRequest, Object, OperatorSummary, RevokeRequest,
-    RevokeResponse, Role, StatusRequest, StatusResponse, fleet_server,
+    AdminList, AuthorityRequest, AuthorityStatus, BackupChunk, BackupRequest, Certificate, CertifyRequest,
+    CordonRequest, DrainHostRequest, GatewaySummary, HostSummary, JoinToken, JoinTokenRequest,
+    ListAdminsRequest, LogChunk, LogsRequest, ModelsRequest, Object, OperatorSummary, RevokeRequest,
+    RevokeResponse, Role, RotateAuthorityRequest, StatusRequest, StatusResponse, fleet_server,
 };
 use tandem_pki::Identity;
 use tandem_store::{Key, Kind, Selector};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::models;
 use super::objects::shown;
+use super::{authority, models};
 use crate::caller::{self, refusal};
 use crate::cluster::Cluster;
 use crate::membership::{self, JoinRefused};
@@ -76,7 +77,7 @@ impl fleet_server::Fleet for Fleet {
         if !request.name.is_empty() {
             named(&request.name).map_err(|error| Status::invalid_argument(error.to_string()))?;
         }
-        let authority = self.0.authority.fingerprint();
+        let authority = self.0.authorities().survivor().fingerprint();
         let made = membership::issue_token(
             &*self.0.store,
             authority,
@@ -100,19 +101,58 @@ impl fleet_server::Fleet for Fleet {
         let identity = match request.role() {
             Role::Host => Identity::host(&request.name),
             Role::Gateway => Identity::gateway(&request.name),
-            _ => return Err(Status::invalid_argument("hosts and gateways can be revoked")),
+            Role::Admin => Identity::admin(&request.name),
+            _ => return Err(Status::invalid_argument("hosts, gateways and admins can be revoked")),
         }
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if let Identity::Admin(target) = &identity {
+            authority::may_revoke_admin(&self.0, &admin, target, request.force).await?;
+        }
         let serials = membership::lock_out(&*self.0.store, &identity).await.map_err(refusal)?;
         let serials = serials.ok_or_else(|| {
-            Status::not_found(format!(
-                "no {identity} has joined: a host's own gateway is revoked with its host"
-            ))
+            Status::not_found(match &identity {
+                Identity::Admin(name) => format!("there is no admin {name}: see `tandem admins list`"),
+                _ => format!("no {identity} has joined: a host's own gateway is revoked with its host"),
+            })
         })?;
         self.0.refresh_revoked().await.map_err(refusal)?;
         self.0.wake.notify_one();
         tracing::warn!(%admin, %identity, certificates = serials.len(), "revoked");
         Ok(Response::new(RevokeResponse { serials }))
+    }
+
+    async fn authority(
+        &self,
+        request: Request<AuthorityRequest>,
+    ) -> Result<Response<AuthorityStatus>, Status> {
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            return FleetClient::new(relay.channel()).authority(relay.carry(request)).await;
+        }
+        caller::admin(&self.0, &request)?;
+        Ok(Response::new(authority::status(&self.0).await?))
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<RotateAuthorityRequest>,
+    ) -> Result<Response<AuthorityStatus>, Status> {
+        // Whoever leads takes it on from there.
+        if let Some(relay) = Relay::find(&self.0, &request).await? {
+            return FleetClient::new(relay.channel()).rotate_authority(relay.carry(request)).await;
+        }
+        let admin = caller::admin(&self.0, &request)?;
+        Ok(Response::new(authority::rotate(&self.0, &admin, request.into_inner()).await?))
+    }
+
+    async fn list_admins(&self, request: Request<ListAdminsRequest>) -> Result<Response<AdminList>, Status> {
+        let caller = caller::admin(&self.0, &request)?;
+        Ok(Response::new(authority::admins(&self.0, &caller).await?))
+    }
+
+    async fn certify_admin(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
+        let caller = caller::admin(&self.0, &request)?;
+        let serial = caller::serial(&request)?;
+        authority::certify_admin(&self.0, &caller, &serial, request.into_inner()).await
     }
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
@@ -205,6 +245,7 @@ impl fleet_server::Fleet for Fleet {
             return Ok(Response::new(Box::pin(relay.answers(answer))));
         }
         caller::admin(&self.0, &request)?;
+        let serial = caller::serial(&request)?;
         let request = request.into_inner();
         let sources = self.sources(&request).await?;
         let lines = if request.tail_lines == 0 { DEFAULT_LINES } else { request.tail_lines };
@@ -232,6 +273,7 @@ impl fleet_server::Fleet for Fleet {
             self.0.logs.pass(&chunk.host.clone(), chunk);
         }
         let stream = ReceiverStream::new(chunks).map(Ok);
+        let stream = stream.take_until(self.0.once_revoked(serial));
         Ok(Response::new(Box::pin(stream.take_until(self.0.shutdown.clone().cancelled_owned()))))
     }
 }

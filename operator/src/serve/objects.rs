@@ -139,6 +139,7 @@ impl objects_server::Objects for Objects {
 
     async fn watch(&self, request: Request<ListRequest>) -> Result<Response<Events>, Status> {
         caller::admin(&self.0, &request)?;
+        let serial = caller::serial(&request)?;
         let watch = self.0.store.watch(selector(request.get_ref())?, None).await.map_err(refusal)?;
         let events = watch.map(|event| {
             use object_event::Type;
@@ -152,6 +153,7 @@ impl objects_server::Objects for Objects {
             let json = event.object().map(shown).unwrap_or_default();
             Ok(ObjectEvent { r#type: kind.into(), json, resource_version: version.0.clone() })
         });
+        let events = events.take_until(self.0.once_revoked(serial));
         Ok(Response::new(Box::pin(events.take_until(self.0.shutdown.clone().cancelled_owned()))))
     }
 

@@ -37,6 +37,7 @@ pub(crate) fn impatient() -> Timing {
         silent_after: Duration::from_millis(400),
         boot_grace: Duration::from_millis(1500),
         lease: Duration::from_secs(2),
+        settle: Duration::from_millis(400),
     }
 }
 

@@ -11,7 +11,9 @@ use rustls::{AlertDescription, CertificateError};
 pub fn is_stranger(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.downcast_ref::<rustls::Error>().is_some_and(says_so) {
+        let is = error.downcast_ref::<rustls::Error>().is_some_and(says_so);
+        // HTTP/2 keeps the text alone of what breaks a connection.
+        if is || error.to_string() == refused().to_string() {
             return true;
         }
         // An I/O error does not count what it holds among its sources.
@@ -24,12 +26,13 @@ pub fn is_stranger(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
+/// What a server says to a client whose authority it does not know.
+fn refused() -> rustls::Error {
+    rustls::Error::AlertReceived(AlertDescription::UnknownCA)
+}
+
 fn says_so(error: &rustls::Error) -> bool {
-    matches!(
-        error,
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)
-            | rustls::Error::AlertReceived(AlertDescription::UnknownCA)
-    )
+    *error == rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) || *error == refused()
 }
 
 #[cfg(test)]
@@ -41,6 +44,7 @@ mod tests {
         let unknown = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         assert!(is_stranger(&io::Error::other(io::Error::other(unknown()))));
         assert!(is_stranger(&unknown()));
+        assert!(is_stranger(&io::Error::other("received fatal alert: UnknownCA")));
         assert!(!is_stranger(&io::Error::other(rustls::Error::DecryptError)));
     }
 }

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tandem_control_api::Role;
+use tandem_control_api::fleet_client::FleetClient;
+use tandem_control_api::{AuthorityRequest, Role, RotateAuthorityRequest};
 use tandem_pki::{Credentials, EnrollError, Enrollment, Identity, PodFiles, Proof};
 use tandem_servers::{ControlPlane, User};
 use world::within;
@@ -190,4 +191,61 @@ async fn a_pod_joins_as_its_node_and_as_nothing_else() {
     let refused = world::Host::connect(&site.url, "n1", second, 0).await.err().unwrap();
     assert!(refused.message().contains("revoked"), "{refused}");
     drop(world::Host::connect(&site.url, "n1", third, 0).await.unwrap());
+}
+
+#[tokio::test]
+async fn pods_and_people_find_the_authorities_of_each_phase() {
+    let site = Site::start().await;
+    site.node("n1");
+    site.pod(AGENTS, "tandem-agent", "agent-1", "n1");
+    let (old, _) = site.published().unwrap();
+    let mounted = site.ca(AGENTS);
+    let mounted_before = std::fs::read_to_string(&mounted).unwrap();
+    let fleet = |own: &Credentials| FleetClient::new(world::channel(&site.url, own));
+    fleet(&old).rotate_authority(RotateAuthorityRequest::default()).await.unwrap();
+    let authorities = || {
+        let text = std::fs::read_to_string(site.ca(AGENTS)).unwrap();
+        (text.matches("BEGIN CERTIFICATE").count(), text)
+    };
+    assert_eq!(authorities().0, 2, "pods that start now are told of both");
+    let phase = async |wanted: &str| {
+        within(wanted, async {
+            loop {
+                let (own, _) = site.published().unwrap();
+                if let Ok(status) = fleet(&own).authority(AuthorityRequest {}).await
+                    && status.get_ref().phase == wanted
+                {
+                    return own;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await
+    };
+    let admin = phase("Reissuing").await;
+    // A pod whose mount is old joins, since the new authority is vouched for by the old one. It is revoked again: nobody is there who
+    // would confirm what it trusts.
+    let token = site.token(AGENTS, "tandem-agent", Some("agent-1"), "tandem-operator");
+    let files = PodFiles { token, ca: mounted };
+    std::fs::write(&files.ca, &mounted_before).unwrap();
+    let enrollment = Enrollment {
+        operator: site.url.clone(),
+        proof: Proof::Pod(files),
+        role: Role::Host,
+        name: "n1".to_owned(),
+        addresses: Vec::new(),
+    };
+    let joined = within("an answer", tandem_pki::join(&enrollment)).await.unwrap();
+    assert_eq!(joined.authorities().len(), 2);
+    let revoke =
+        tandem_control_api::RevokeRequest { role: Role::Host.into(), name: "n1".into(), force: false };
+    fleet(&admin).revoke(revoke).await.unwrap();
+
+    let admin = phase("Stable").await;
+    let (count, newest) = authorities();
+    assert!(count == 1 && newest != mounted_before && admin.ca_pem == newest);
+    assert!(admin.issuer(&newest).unwrap().is_some() && old.issuer(&newest).unwrap().is_none());
+    // The pod comes again by itself.
+    let token = site.token(AGENTS, "tandem-agent", Some("agent-1"), "tandem-operator");
+    site.join(Role::Host, "n1", &token).await.unwrap();
 }

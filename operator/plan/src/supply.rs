@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use tandem_crds::{InferenceHost, InferenceHostSpec, InferenceHostStatus, Link};
+use tandem_crds::{InferenceHost, InferenceHostSpec, Link};
 
 use crate::input::HostObservation;
 
@@ -47,35 +47,66 @@ pub fn peers(
     observed: &BTreeMap<String, HostObservation>,
     asked: &BTreeMap<String, BTreeSet<String>>,
 ) -> BTreeMap<String, Vec<Peer>> {
-    let mut known: Vec<Known> = hosts.iter().filter_map(|host| Known::of(host, observed, asked)).collect();
+    let mut files = Files::default();
+    let mut known: Vec<Known> =
+        hosts.iter().filter_map(|host| Known::of(host, observed, asked, &mut files)).collect();
     known.sort_by_key(|host| host.name);
+    let sharing = sharing(&known);
+    // By whom each host was met last, so that it is met once for however many files.
+    let mut met = vec![usize::MAX; known.len()];
     let mut peers = BTreeMap::new();
     for (index, asking) in known.iter().enumerate() {
-        let others = known.iter().enumerate().filter(|(other, host)| *other != index && host.shares(asking));
-        let mut ranked: Vec<_> = others
-            .filter_map(|(other, host)| {
-                let links = paths(asking.status, host.status);
-                let best = links.first()?.tier;
-                let round = (other + known.len() - index) % known.len();
-                Some((!host.has_for(asking), best, round, Peer { host: host.name.to_owned(), links }))
-            })
-            .collect();
-        ranked.sort_by_key(|peer| (peer.0, peer.1, peer.2));
-        ranked.truncate(MAX_PEERS);
+        let lacks: Vec<u32> = asking.wants.difference(&asking.has).copied().collect();
+        let mut ranked = Vec::new();
+        met[index] = index;
+        for &other in asking.has.union(&asking.wants).filter_map(|file| sharing.get(file)).flatten() {
+            if std::mem::replace(&mut met[other], index) == index {
+                continue;
+            }
+            let host = &known[other];
+            let Some(best) = tier(asking, host) else { continue };
+            let round = (other + known.len() - index) % known.len();
+            let has_for = lacks.iter().any(|file| host.has.contains(file));
+            ranked.push((!has_for, best, round, other));
+        }
+        if ranked.len() > MAX_PEERS {
+            ranked.select_nth_unstable(MAX_PEERS);
+            ranked.truncate(MAX_PEERS);
+        }
+        ranked.sort_unstable();
+        let peer =
+            |other: usize| Peer { host: known[other].name.to_owned(), links: paths(asking, &known[other]) };
         if !ranked.is_empty() {
-            peers.insert(asking.name.to_owned(), ranked.into_iter().map(|(.., peer)| peer).collect());
+            peers.insert(asking.name.to_owned(), ranked.into_iter().map(|(.., other)| peer(other)).collect());
         }
     }
     peers
 }
 
+/// Digests as small numbers: hosts are compared pair by pair.
+#[derive(Default)]
+struct Files<'a>(BTreeMap<&'a str, u32>);
+
+impl<'a> Files<'a> {
+    fn number(&mut self, file: &'a str) -> u32 {
+        let next = u32::try_from(self.0.len()).expect("fewer files than 2^32");
+        *self.0.entry(file).or_insert(next)
+    }
+}
+
+/// A host that is heard, read once.
 struct Known<'a> {
     name: &'a str,
-    status: &'a InferenceHostStatus,
+    /// That it advertises to everybody; may be empty.
+    address: &'a str,
+    /// On which it serves weights.
+    port: Option<u16>,
+    /// Its networks that others may be on, too, with the tier of its link.
+    nets: Vec<(IpNet, u32)>,
     /// Files on its disk.
-    has: BTreeSet<&'a str>,
+    has: BTreeSet<u32>,
     /// Files of its workloads, and those that it was asked to fetch.
-    wants: BTreeSet<&'a str>,
+    wants: BTreeSet<u32>,
 }
 
 impl<'a> Known<'a> {
@@ -83,43 +114,66 @@ impl<'a> Known<'a> {
         host: &'a InferenceHost,
         observed: &'a BTreeMap<String, HostObservation>,
         asked: &'a BTreeMap<String, BTreeSet<String>>,
+        files: &mut Files<'a>,
     ) -> Option<Self> {
         let name = host.metadata.name.as_deref()?;
         let HostObservation::Known(status) = observed.get(name)? else { return None };
-        let has = status.weights.iter().flat_map(|weights| &weights.files).map(String::as_str).collect();
-        let mut wants = wants(&host.spec);
-        wants.extend(asked.get(name).into_iter().flatten().map(String::as_str));
-        Some(Self { name, status, has, wants })
-    }
-
-    fn shares(&self, other: &Self) -> bool {
-        let files = || other.has.union(&other.wants);
-        files().any(|file| self.has.contains(file) || self.wants.contains(file))
-    }
-
-    /// Whether it has something that the other wants and lacks.
-    fn has_for(&self, other: &Self) -> bool {
-        other.wants.difference(&other.has).any(|file| self.has.contains(file))
+        let weights = status.weights.as_ref();
+        let has = weights.into_iter().flat_map(|weights| &weights.files);
+        let asked = asked.get(name).into_iter().flatten().map(String::as_str);
+        Some(Self {
+            name,
+            address: &status.address,
+            port: weights.and_then(|weights| weights.port),
+            nets: status.links.iter().filter_map(|link| Some((net(link)?, tier_of(link)))).collect(),
+            has: has.map(|file| files.number(file)).collect(),
+            wants: wants(&host.spec).chain(asked).map(|file| files.number(file)).collect(),
+        })
     }
 }
 
-fn wants(spec: &InferenceHostSpec) -> BTreeSet<&str> {
+/// Who keeps or wants each file, by place in the list.
+fn sharing(known: &[Known]) -> BTreeMap<u32, Vec<usize>> {
+    let mut sharing: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (index, host) in known.iter().enumerate() {
+        for file in host.has.union(&host.wants) {
+            sharing.entry(*file).or_default().push(index);
+        }
+    }
+    sharing
+}
+
+fn wants(spec: &InferenceHostSpec) -> impl Iterator<Item = &str> {
     let files = spec.workloads.iter().flat_map(|workload| &workload.files);
-    files.map(|file| file.sha256.as_str()).collect()
+    files.map(|file| file.sha256.as_str())
+}
+
+/// Networks that both are on, with the other host's address there, and the tier of the slower end.
+fn shared<'a>(from: &'a Known, to: &'a Known) -> impl Iterator<Item = (&'a IpNet, u32)> {
+    let pairs = from.nets.iter().flat_map(|own| to.nets.iter().map(move |other| (own, other)));
+    // Bridges that hosts make for containers have the same address on each of them.
+    let both =
+        pairs.filter(|((own, _), (other, _))| own.addr() != other.addr() && own.trunc() == other.trunc());
+    both.map(|((_, own), (net, other))| (net, *own.max(other)))
+}
+
+/// The tier of the best way that [`paths`] finds; none where there is none.
+fn tier(from: &Known, to: &Known) -> Option<u32> {
+    to.port?;
+    let advertised = (!to.address.is_empty()).then_some(ADVERTISED);
+    shared(from, to).map(|(_, tier)| tier).chain(advertised).min()
 }
 
 /// Ways from one host to the port on which another serves weights, best first; none where it serves none.
-fn paths(from: &InferenceHostStatus, to: &InferenceHostStatus) -> Vec<Path> {
-    let Some(port) = to.weights.as_ref().and_then(|weights| weights.port) else { return Vec::new() };
+fn paths(from: &Known, to: &Known) -> Vec<Path> {
+    let Some(port) = to.port else { return Vec::new() };
     let mut best: BTreeMap<String, u32> = BTreeMap::new();
-    for (own, other) in from.links.iter().flat_map(|own| to.links.iter().map(move |other| (own, other))) {
-        if let Some(net) = shared(own, other) {
-            let tier = best.entry(at(&net.addr().to_string(), port)).or_insert(u32::MAX);
-            *tier = tier_of(own).max(tier_of(other)).min(*tier);
-        }
+    for (net, tier) in shared(from, to) {
+        let known = best.entry(at(&net.addr().to_string(), port)).or_insert(u32::MAX);
+        *known = tier.min(*known);
     }
     if !to.address.is_empty() {
-        best.entry(at(&to.address, port)).or_insert(ADVERTISED);
+        best.entry(at(to.address, port)).or_insert(ADVERTISED);
     }
     let mut paths: Vec<Path> = best.into_iter().map(|(address, tier)| Path { tier, address }).collect();
     paths.sort();
@@ -133,12 +187,9 @@ fn paths(from: &InferenceHostStatus, to: &InferenceHostStatus) -> Vec<Path> {
     paths
 }
 
-/// The other host's address on a network that both links are on.
-fn shared(own: &Link, other: &Link) -> Option<IpNet> {
-    let (own, other): (IpNet, IpNet) = (own.address.parse().ok()?, other.address.parse().ok()?);
-    // Every host has loopback, and bridges that hosts make for containers have the same address on each of them.
-    let reachable = own.addr() != other.addr() && !is_local(&own) && !is_local(&other);
-    (reachable && own.trunc() == other.trunc()).then_some(other)
+/// The network of a link, if others can be on it.
+fn net(link: &Link) -> Option<IpNet> {
+    link.address.parse().ok().filter(|net| !is_local(net))
 }
 
 /// Addresses that mean something on their own machine only, or on one of its interfaces.
@@ -169,7 +220,7 @@ fn at(host: &str, port: u16) -> String {
 mod tests {
     use jiff::Timestamp;
     use proptest::prelude::*;
-    use tandem_crds::WeightsStatus;
+    use tandem_crds::{InferenceHostStatus, WeightsStatus};
 
     use super::*;
 
@@ -387,6 +438,13 @@ mod tests {
             };
             for (a, from) in drawn.iter().enumerate() {
                 for (b, to) in drawn.iter().enumerate().filter(|(b, _)| *b != a) {
+                    if from.known && to.known && to.serves && to.advertised {
+                        let files = |drawn: &Drawn| -> BTreeSet<u8> {
+                            drawn.has.iter().chain(&drawn.wants).copied().collect()
+                        };
+                        let shares = !files(from).is_disjoint(&files(to));
+                        prop_assert_eq!(best(&format!("h{a}"), &format!("h{b}")).is_some(), shares);
+                    }
                     if from.serves && to.serves && from.advertised && to.advertised {
                         let (a, b) = (format!("h{a}"), format!("h{b}"));
                         prop_assert_eq!(best(&a, &b), best(&b, &a), "{} and {}", a, b);

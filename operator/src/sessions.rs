@@ -117,12 +117,13 @@ impl Sessions {
 
     /// These hosts exist: listens for each, and forgets others.
     pub(crate) fn expect(&self, hosts: &[String]) {
+        let exist: BTreeSet<&str> = hosts.iter().map(String::as_str).collect();
         let mut inner = self.lock();
         for host in hosts {
             inner.attention.expect(host);
         }
-        inner.attention.keep(|host| hosts.iter().any(|known| known == host));
-        let known = |host: &String| hosts.contains(host);
+        inner.attention.keep(|host| exist.contains(host));
+        let known = |host: &String| exist.contains(host.as_str());
         inner.last_seen.retain(|host, _| known(host));
         inner.terms.retain(|host, _| known(host));
         inner.told.retain(|host, _| known(host));

@@ -26,6 +26,11 @@ pub(crate) fn alone() -> Result<Release> {
     build(&["--package", "xtask"])
 }
 
+/// The same for a bench that starts one program of this package beside itself.
+pub(crate) fn with(package: &str) -> Result<Release> {
+    build(&["--package", "xtask", "--package", package, "--bins"])
+}
+
 fn build(what: &[&str]) -> Result<Release> {
     if !cfg!(debug_assertions) {
         return Ok(Release::Here);

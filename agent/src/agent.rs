@@ -20,6 +20,7 @@ use tandem_control_api::{PROTOCOL_HIGHEST, PROTOCOL_LOWEST};
 use tandem_crds::{InferenceHostSpec, InferenceHostStatus, Link, ProtocolRange};
 use tandem_pki::Identity;
 use tandem_sources::Sha256Hex;
+use tandem_traces::{Span, Traces};
 use tandem_weights::{FetchOptions, Fetcher, Peer, Sent, Store, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,8 +58,11 @@ const FINDING_OUT: Duration = Duration::from_secs(3);
 
 /// What happens to a host.
 pub(crate) enum Event {
-    /// The operator's newest word.
-    Spec(Box<InferenceHostSpec>),
+    /// The operator's newest word, and the trace that it came of, if any.
+    Spec {
+        spec: Box<InferenceHostSpec>,
+        traceparent: String,
+    },
     /// What the runner holds.
     Children(Vec<Listed>),
     /// It holds nothing any more.
@@ -115,6 +119,8 @@ pub async fn run(args: RunArgs) -> Result<()> {
 
 async fn start(args: RunArgs) -> Result<()> {
     let settings = Arc::new(Settings::of(args)?);
+    // Ends after all that is traced, and sends what is left.
+    let collector = settings.traces.collector("tandem-agent", settings.name.as_str())?;
     let home = Arc::new(Home::open(&settings.data_dir)?);
     tracing::info!(
         name = %settings.name, data = %home.root().display(), address = settings.address,
@@ -217,6 +223,7 @@ async fn start(args: RunArgs) -> Result<()> {
         term,
         report,
         events,
+        traces: Traces::to(collector.as_ref()),
     };
     agent.read_spec();
     if joined {
@@ -275,8 +282,8 @@ struct Agent {
     ledger: Ledger,
     /// What is obeyed; none before the first word of an operator.
     spec: Option<InferenceHostSpec>,
-    /// A spec that could not be written down yet, and so is not obeyed.
-    waiting: Option<InferenceHostSpec>,
+    /// A spec that could not be written down yet, and so is not obeyed, and the trace that it came of.
+    waiting: Option<(InferenceHostSpec, String)>,
     observed: Observed,
     extra: BTreeMap<String, Extra>,
     runner_there: bool,
@@ -291,6 +298,7 @@ struct Agent {
     term: Arc<AtomicU64>,
     report: watch::Sender<String>,
     events: mpsc::Sender<Event>,
+    traces: Traces,
 }
 
 /// What the agent holds about a workload besides what is observed.
@@ -317,6 +325,10 @@ struct Extra {
     fetch_failures: u32,
     /// In a row.
     certify_failures: u32,
+    /// From the word of an operator that begins this epoch until its worker is ready.
+    trace: Span,
+    /// The part of that in which the worker gets ready.
+    getting_ready: Span,
 }
 
 impl Agent {
@@ -372,7 +384,7 @@ impl Agent {
 
     async fn happen(&mut self, event: Event) {
         match event {
-            Event::Spec(spec) => self.obey(*spec),
+            Event::Spec { spec, traceparent } => self.obey(*spec, traceparent),
             Event::Children(children) => self.children(children).await,
             Event::RunnerGone => self.runner_gone(),
             Event::SessionEnded => self.confirm(false),
@@ -414,6 +426,7 @@ impl Agent {
                     ?took,
                     "a worker is ready"
                 );
+                (extra.getting_ready, extra.trace) = (Span::none(), Span::none());
                 extra.ready_since = Some(now);
                 if let Some(took) = took {
                     observation.last_start = Some(took);
@@ -422,6 +435,7 @@ impl Agent {
             }
             (Health::Warm { .. }, None) => {
                 tracing::info!(workload = id, epoch, "a worker is warm");
+                (extra.getting_ready, extra.trace) = (Span::none(), Span::none());
                 extra.ready_since = Some(now);
             }
             _ => {}
@@ -444,8 +458,8 @@ impl Agent {
     /// Progress, and what failed for want of disk.
     fn look_again(&mut self) {
         self.count_transfers();
-        if let Some(spec) = self.waiting.take() {
-            self.obey(spec);
+        if let Some((spec, traceparent)) = self.waiting.take() {
+            self.obey(spec, traceparent);
         }
     }
 

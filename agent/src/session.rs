@@ -144,7 +144,7 @@ impl Session {
                             heartbeat = interval(wanted.clamp(INTERVALS.0, INTERVALS.1));
                             heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
                         }
-                        Some(Down::Spec(spec)) => self.obey(&spec.spec_json).await?,
+                        Some(Down::Spec(spec)) => self.obey(&spec.spec_json, spec.traceparent).await?,
                         Some(Down::Logs(request)) => self.show_logs(request, &up, &mut logs),
                         Some(Down::EndLogs(ended)) => logs.retain(|(request, _), _| *request != ended),
                         Some(Down::Supply(supply)) => self.provide(supply),
@@ -175,9 +175,9 @@ impl Session {
         Ok(())
     }
 
-    async fn obey(&self, json: &str) -> anyhow::Result<()> {
+    async fn obey(&self, json: &str, traceparent: String) -> anyhow::Result<()> {
         match serde_json::from_str::<InferenceHostSpec>(json) {
-            Ok(spec) => self.events.send(Event::Spec(Box::new(spec))).await?,
+            Ok(spec) => self.events.send(Event::Spec { spec: Box::new(spec), traceparent }).await?,
             Err(error) => tracing::error!(%error, "the operator's spec can't be read and is not obeyed"),
         }
         Ok(())

@@ -14,6 +14,7 @@ use clap::Args;
 use sysinfo::System;
 use tandem_pki::{JoinToken, Name, PodFiles, Proof, local_address_towards};
 use tandem_sources::Access;
+use tandem_traces::TraceFlags;
 use tonic::transport::Uri;
 
 use weights::WeightsArgs;
@@ -106,6 +107,8 @@ pub struct RunArgs {
     metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     weights: WeightsArgs,
+    #[command(flatten)]
+    traces: TraceFlags,
 }
 
 /// What the agent is to do, checked.
@@ -124,6 +127,8 @@ pub(crate) struct Settings {
     /// Where figures are read.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) weights: WeightsSettings,
+    /// Where traces go.
+    pub(crate) traces: TraceFlags,
 }
 
 pub(crate) struct GatewaySettings {
@@ -198,6 +203,7 @@ impl Settings {
             access,
             metrics: args.metrics_listen,
             weights: WeightsSettings::of(args.weights)?,
+            traces: args.traces,
         })
     }
 

@@ -24,6 +24,7 @@ use crate::pods::ServiceAccounts;
 use crate::sessions::Sessions;
 use crate::settings::Timing;
 use crate::sources::Sources;
+use crate::traced::Traced;
 
 /// How long an operator may let in somebody whom another one has revoked, and sign with an authority that another one has
 /// replaced.
@@ -61,6 +62,7 @@ pub(crate) struct Cluster {
     pub(crate) leader: watch::Sender<Leader>,
     /// Makes the control loop look again.
     pub(crate) wake: Notify,
+    pub(crate) traced: Traced,
     /// Fires when the process is to end.
     pub(crate) shutdown: CancellationToken,
 }
@@ -96,6 +98,7 @@ impl Cluster {
             lease_until: AtomicU64::new(0),
             leader: watch::Sender::new(Leader::Unknown),
             wake: Notify::new(),
+            traced: Traced::default(),
             shutdown: CancellationToken::new(),
         }
     }

@@ -27,6 +27,7 @@ mod sessions;
 mod settings;
 mod sources;
 mod supply;
+mod traced;
 
 pub use pods::{ServiceAccount, ServiceAccounts};
 pub use run::{Operator, backup, restore, start};

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tandem_operator::{Settings, SourceSettings, Timing};
+use tandem_traces::{TraceFlags, Traces};
 use tracing_subscriber::EnvFilter;
 
 /// The control plane of Tandem: keeps what was asked for running on the hosts that there are.
@@ -139,6 +140,8 @@ struct Run {
     /// File of authorities to trust beside the system's when models are fetched, as PEM.
     #[arg(long, env = "TANDEM_OPERATOR_EXTRA_CA", value_name = "FILE")]
     extra_ca: Option<PathBuf>,
+    #[command(flatten)]
+    traces: TraceFlags,
     /// How log lines on standard error look. RUST_LOG says which there are.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -178,6 +181,12 @@ fn main() -> ExitCode {
         Ok(store) => store,
         Err(error) => return fail(&error),
     };
+    let instance = run.name.as_deref().unwrap_or("operator");
+    // Ends last, and sends what is left.
+    let collector = match run.traces.collector("tandem-operator", instance) {
+        Ok(collector) => collector,
+        Err(error) => return fail(&error.into()),
+    };
     let mut mirrors = run.mirrors;
     mirrors.extend(run.hf_endpoint.map(|url| format!("hf://={}/", url.trim_end_matches('/'))));
     let settings = Settings {
@@ -190,6 +199,7 @@ fn main() -> ExitCode {
         metrics_listen: run.metrics_listen,
         advertise: run.advertise,
         timing: Timing::default(),
+        traces: Traces::to(collector.as_ref()),
         sources: SourceSettings {
             allowed: run.allow_sources,
             mirrors,

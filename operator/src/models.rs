@@ -269,6 +269,7 @@ async fn find_out(
             State::Failed { sentence, failures: failures.saturating_add(1), retry, with: with.clone() }
         }
     };
+    cluster.traced.wakes(format_args!("model {}", question.0.source));
     models.lock().entry(question).and_modify(|known| {
         // Somebody may have begun anew meanwhile, with another credential.
         if matches!(known, State::Working { with: now, .. } if *now == with) {

@@ -15,7 +15,8 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use tandem_crds::{DeploymentRef, InferenceDeployment, InferenceHost};
 use tandem_plan::{HostObservation, Model, Observation, Outranked, Plan, Planner, Resolved, State};
-use tandem_store::{Kind, Platform, Selector, StoreError};
+use tandem_store::{Kind, Platform, Selector, StoreError, WatchEvent};
+use tandem_traces::Span;
 
 use self::backoff::Backoff;
 use self::observe::{Observed, Reading};
@@ -28,6 +29,7 @@ use crate::metrics::Reconciled;
 use crate::models::{Found, Knowledge, Models};
 use crate::pods::host_of;
 use crate::rollout::{self, Rollout};
+use crate::traced::Pass;
 use crate::{keys, secrets, supply};
 
 /// How often attention to silence is accounted for.
@@ -74,6 +76,9 @@ async fn wake_on_changes(cluster: &Cluster, kind: Kind) {
         match cluster.store.watch(Selector::all(kind), None).await {
             Ok(mut watch) => {
                 while let Some(event) = watch.next().await {
+                    if let Some(object) = event.as_ref().ok().and_then(WatchEvent::object) {
+                        cluster.traced.wakes(&object.key);
+                    }
                     cluster.wake.notify_one();
                     if let Err(error) = event {
                         tracing::info!(%kind, %error, "watching anew");
@@ -178,7 +183,9 @@ impl Control {
     /// One look at everything, and the next step; how long until the next look is due.
     async fn pass(&mut self, planner: &mut Planner, reading: Reading) -> Result<Duration, StoreError> {
         let cluster = Arc::clone(&self.cluster);
+        let mut trace = cluster.traced.pass();
         let observed = observe::observe(&cluster, reading).await?;
+        cluster.traced.keep(|host| observed.hosts.contains_key(host));
         let revoked = cluster.refresh_revoked().await?;
         let keys = keys::to_let_in(&*cluster.store, cluster.now()).await?;
         let term = self.leadership.keep(observed.newest_term, observed.unknown_term).await;
@@ -201,12 +208,14 @@ impl Control {
             leaving,
             endpoint: endpoint(&cluster, &observed),
         };
+        trace.part("observe");
         let now = cluster.now();
         if let Err(outranked) = self.plan(planner, state, observation, now) {
             tracing::warn!(%outranked, "not planning");
             supply(&BTreeMap::new());
             return Ok(due);
         }
+        trace.part("plan");
         let plan = planner.planned();
         // In full, whatever the plan was made from: the linter must not share what the planner remembers.
         let findings = tandem_plan::lint(planner.state(), planner.observation(), now, plan);
@@ -218,6 +227,7 @@ impl Control {
             apply::refused(&cluster, &observed, &findings, &mut self.said).await?;
             return Ok(due);
         }
+        trace.part("lint");
         let trust = tandem_control_api::Trust { revoked, ..cluster.whom_to_trust() };
         let said = routes::Said { trust, keys };
         routes::publish(&cluster.routes, &mut self.version, &plan.routes, said);
@@ -230,7 +240,11 @@ impl Control {
             cluster.metrics.hosts(hosts, cluster.gateways().len());
         }
         let due = due.min(self.until_due(plan, now));
-        Ok(if term.is_some() { due.min(self.carry_out(&observed, plan, &rollout).await?) } else { due })
+        Ok(if term.is_some() {
+            due.min(self.carry_out(&observed, plan, &rollout, trace).await?)
+        } else {
+            due
+        })
     }
 
     /// Plans what follows from what has changed, and now and then holds that against a plan in full.
@@ -264,6 +278,7 @@ impl Control {
         observed: &Observed,
         plan: &Plan,
         rollout: &Rollout<'_>,
+        trace: Pass,
     ) -> Result<Duration, StoreError> {
         let frozen = plan.frozen.as_deref().unwrap_or_default();
         if self.said.anew("frozen", frozen) && !frozen.is_empty() {
@@ -283,8 +298,13 @@ impl Control {
             tracing::info!(pod = pod.name, node = pod.node, "replaces an agent's pod of an older revision");
             platform.delete_pod(pod).await?;
         }
-        let mut writer =
-            Writer { cluster: &self.cluster, leadership: &mut self.leadership, backoff: &mut self.backoff };
+        let trace = if plan.specs.is_empty() { Span::none() } else { trace.acts() };
+        let mut writer = Writer {
+            cluster: &self.cluster,
+            leadership: &mut self.leadership,
+            backoff: &mut self.backoff,
+            trace: &trace,
+        };
         if writer.leads() {
             apply::specs(&mut writer, observed, plan).await?;
         }

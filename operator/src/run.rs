@@ -18,6 +18,7 @@ use crate::lead::Own;
 use crate::publish::Publisher;
 use crate::settings::{Settings, StoreSettings};
 use crate::sources::Sources;
+use crate::traced::Traced;
 use crate::{authority, membership, metrics, reconcile, rotation, serve};
 
 /// A running operator.
@@ -107,7 +108,7 @@ pub async fn start(settings: Settings) -> Result<Operator> {
         credentials,
         publisher,
     );
-    let cluster = Arc::new(Cluster::new(
+    let mut cluster = Cluster::new(
         Arc::clone(&store),
         clock,
         authorities,
@@ -115,7 +116,9 @@ pub async fn start(settings: Settings) -> Result<Operator> {
         settings.timing,
         settings.service_accounts,
         sources,
-    ));
+    );
+    cluster.traced = Traced::new(settings.traces);
+    let cluster = Arc::new(cluster);
     let shutdown = cluster.shutdown.clone();
     cluster.refresh_revoked().await?;
     if let Some(listen) = settings.metrics_listen {

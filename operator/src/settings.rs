@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tandem_store::{EtcdOptions, KubernetesOptions};
+use tandem_traces::Traces;
 
 use crate::pods::ServiceAccounts;
 
@@ -31,6 +32,8 @@ pub struct Settings {
     pub service_accounts: ServiceAccounts,
     /// How patient it is.
     pub timing: Timing,
+    /// Where passes that change something are told.
+    pub traces: Traces,
     /// Where models may come from, and how they are reached.
     pub sources: SourceSettings,
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use tandem_agent_core::Observation;
 use tandem_crds::InferenceHostSpec;
 use tandem_pki::Name;
+use tandem_traces::Span;
 
 use super::{Agent, Extra};
 use crate::home;
@@ -23,7 +24,7 @@ impl Agent {
         match read() {
             Ok(Some(spec)) => {
                 tracing::info!(term = spec.term, generation = spec.generation, "goes on with the last spec");
-                self.take_over(spec);
+                self.take_over(spec, &Span::none());
             }
             Ok(None) => {}
             Err(error) => {
@@ -37,7 +38,7 @@ impl Agent {
     }
 
     /// Accepts a spec if the ledger does. It is written down before it is acted on.
-    pub(super) fn obey(&mut self, spec: InferenceHostSpec) {
+    pub(super) fn obey(&mut self, spec: InferenceHostSpec, traceparent: String) {
         if self.spec.as_ref() == Some(&spec) && self.ledger.term() == spec.term {
             self.confirm(true);
             return;
@@ -46,9 +47,15 @@ impl Agent {
             tracing::error!(error = %bad, "a spec with such a workload is not obeyed");
             return;
         }
+        let obeying = self.traces.go_on(&traceparent, "obey spec");
+        if obeying.is_on() {
+            obeying.note("host", self.settings.name.to_string());
+            obeying.note("generation", i64::try_from(spec.generation).unwrap_or(i64::MAX));
+        }
         let mut ledger = self.ledger.clone();
         if let Err(refused) = ledger.accept(&spec) {
             tracing::warn!(%refused, "a spec is not obeyed");
+            obeying.fail(&refused.to_string());
             return;
         }
         let json = serde_json::to_vec_pretty(&spec).expect("a spec is JSON");
@@ -61,7 +68,8 @@ impl Agent {
                     format!("the newest spec can't be written to {}: {error}", self.home.root().display());
                 self.trouble = Some(why);
             }
-            self.waiting = Some(spec);
+            obeying.fail("it can't be written down yet");
+            self.waiting = Some((spec, traceparent));
             return;
         }
         (self.trouble, self.waiting) = (None, None);
@@ -73,7 +81,7 @@ impl Agent {
         );
         self.ledger = ledger;
         self.term.store(self.ledger.term(), Ordering::SeqCst);
-        self.take_over(spec);
+        self.take_over(spec, &obeying);
         self.confirm(true);
     }
 
@@ -84,7 +92,7 @@ impl Agent {
         self.keeper.news.notify_one();
     }
 
-    fn take_over(&mut self, spec: InferenceHostSpec) {
+    fn take_over(&mut self, spec: InferenceHostSpec, obeying: &Span) {
         for workload in &spec.workloads {
             let extra = self.extra.entry(workload.id.clone()).or_default();
             if extra.epoch == workload.epoch {
@@ -93,7 +101,12 @@ impl Agent {
             // Also ends what is under way for the epoch before; who listens to its process goes on.
             let (listener, work) = (extra.listener.take(), extra.goes_on(workload));
             let fetches = work.is_some();
-            *extra = Extra { epoch: workload.epoch, listener, work, ..Extra::default() };
+            let trace = obeying.child("bring up workload");
+            if trace.is_on() {
+                trace.note("workload", workload.id.clone());
+                trace.note("epoch", i64::try_from(workload.epoch).unwrap_or(i64::MAX));
+            }
+            *extra = Extra { epoch: workload.epoch, listener, work, trace, ..Extra::default() };
             let observation = self.observed.workloads.entry(workload.id.clone()).or_default();
             let fresh = Observation::default();
             if !fetches {

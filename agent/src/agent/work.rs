@@ -183,9 +183,16 @@ impl Agent {
             log: home.log(),
         };
         let (runner, events) = (self.runner.clone(), self.events.clone());
+        let starting = extra.trace.child("start process");
+        extra.getting_ready = extra.trace.child("worker gets ready");
         tokio::spawn(async move {
             // That it runs is told by the runner's list.
-            if let Err(error) = runner.start(start).await {
+            let started = runner.start(start).await;
+            if let Err(error) = &started {
+                starting.fail(&chain(error));
+            }
+            drop(starting);
+            if let Err(error) = started {
                 tell(&events, Event::StartFailed { id, epoch, why: chain(&error) }).await;
             }
         });
@@ -198,6 +205,10 @@ impl Agent {
             return;
         }
         tracing::error!(workload = id, epoch, error = why, "a worker can't be started");
+        if let Some(extra) = self.extra.get_mut(id) {
+            extra.getting_ready.fail(&why);
+            extra.getting_ready = tandem_traces::Span::none();
+        }
         observation.process = Process::None;
         (observation.failures, observation.failed_at) = (observation.failures.saturating_add(1), now);
         observation.failure = Some(why);

@@ -178,7 +178,7 @@ impl Agents for Shared {
 
 fn spec_message(spec: &InferenceHostSpec) -> OperatorMessage {
     let spec_json = serde_json::to_string(spec).unwrap();
-    OperatorMessage { message: Some(Down::Spec(HostSpec { spec_json })) }
+    OperatorMessage { message: Some(Down::Spec(HostSpec { spec_json, ..HostSpec::default() })) }
 }
 
 /// An operator, a model, and the folder of one host.

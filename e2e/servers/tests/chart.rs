@@ -105,6 +105,18 @@ fn it_asks_for_the_oldest_supported_kubernetes() {
 }
 
 #[test]
+fn operators_and_agents_send_traces_where_the_value_says() {
+    let told = |values: &[&str]| {
+        let rendered = String::from_utf8(render(values).stdout).unwrap();
+        let endpoints = rendered.lines().filter(|line| line.contains("--otlp-endpoint"));
+        endpoints.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let argument = "- \"--otlp-endpoint=http://collector:4317\"";
+    assert_eq!(told(&["tracing.endpoint=http://collector:4317"]), [argument, argument]);
+    assert_eq!(told(&[]), [""; 0], "off, unless a collector is named");
+}
+
+#[test]
 fn misspelt_and_impossible_values_are_refused_by_name() {
     for (value, names) in [
         ("operator.replica=3", "replica"),
@@ -125,6 +137,7 @@ fn misspelt_and_impossible_values_are_refused_by_name() {
         ("gateway.service.port=0", "service/port"),
         ("gateway.tls.secretName=No_Name", "secretName"),
         ("gateway.service.port=65536", "service/port"),
+        ("tracing.endpoint=collector:4317", "tracing/endpoint"),
         ("agents.metricsPort=65536", "metricsPort"),
         ("gateway.autoscaling.minReplicas=0", "minReplicas"),
         ("gateway.autoscaling.maxReplicas=0", "maxReplicas"),

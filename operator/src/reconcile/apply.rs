@@ -10,6 +10,7 @@ use tandem_crds::condition::{READY, REDUNDANT, STALLED, find};
 use tandem_crds::{Condition, ConditionStatus, DeploymentRef, InferenceDeploymentStatus, TransferStatus};
 use tandem_plan::{HostObservation, Plan, Step};
 use tandem_store::{EventNote, Key, Object, Severity, StoreError};
+use tandem_traces::Span;
 
 use super::backoff::Part;
 use super::observe::Observed;
@@ -28,7 +29,7 @@ pub(super) async fn specs(
     observed: &Observed,
     plan: &Plan,
 ) -> Result<(), StoreError> {
-    let cluster = writer.cluster;
+    let (cluster, trace) = (writer.cluster, writer.trace);
     let mut writes = Vec::new();
     for (host, spec) in &plan.specs {
         let Some((object, _)) = observed.hosts.get(host) else { continue };
@@ -38,7 +39,11 @@ pub(super) async fn specs(
         let run = async move {
             let mut new = object.clone();
             new.json["spec"] = json(spec);
-            cluster.store.replace(&new, MANAGER).await?;
+            let applying = traced(trace, "apply spec", &object.key);
+            // Known before it is written: the host's session may see it sooner than this does.
+            cluster.traced.carry(host, spec, &applying);
+            told(&applying, cluster.store.replace(&new, MANAGER).await)?;
+            drop(applying);
             let taken: Vec<&Step> = plan.steps.iter().filter(|step| step.host == *host).collect();
             for step in &taken {
                 tracing::info!(%step, "step taken");
@@ -63,7 +68,7 @@ pub(super) async fn statuses(
     plan: &Plan,
     written: &mut Written,
 ) -> Result<Duration, StoreError> {
-    let cluster = writer.cluster;
+    let (cluster, trace) = (writer.cluster, writer.trace);
     let (now, mut due) = (cluster.clock.elapsed(), Duration::MAX);
     written.retain(|key, _| plan.statuses.contains_key(key));
     let mut writes = Vec::new();
@@ -80,7 +85,10 @@ pub(super) async fn statuses(
         }
         written.insert(key.clone(), now);
         let run = async move {
-            cluster.store.replace_status(&object.key, &object.version, json(status)).await?;
+            let applying = traced(trace, "apply status", &object.key);
+            let written = cluster.store.replace_status(&object.key, &object.version, json(status)).await;
+            told(&applying, written)?;
+            drop(applying);
             let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
             note(cluster, turned(&object.key, before, status)).await;
             Ok(())
@@ -125,6 +133,19 @@ pub(super) async fn marks(writer: &mut Writer<'_>, observed: &Observed) -> Resul
         writes.push(Write { object, run: run.boxed() });
     }
     writer.settle(Part::Status, writes).await
+}
+
+/// One write, as a part of its pass.
+fn traced(pass: &Span, name: &'static str, object: &Key) -> Span {
+    let span = pass.child(name);
+    if span.is_on() {
+        span.note("object", object.to_string());
+    }
+    span
+}
+
+fn told<T>(write: &Span, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+    outcome.inspect_err(|error| write.fail(&error.to_string()))
 }
 
 /// Whether two statuses differ in no more than the figures of transfers that both have.

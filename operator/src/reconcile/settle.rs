@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use tandem_store::{EventNote, Key, Object, Severity, StoreError};
+use tandem_traces::Span;
 
 use super::backoff::{Backoff, Part, is_the_objects_own};
 use crate::caller::chain;
@@ -24,6 +25,8 @@ pub(super) struct Writer<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) leadership: &'a mut Leadership,
     pub(super) backoff: &'a mut Backoff,
+    /// The pass, if somebody wants to know.
+    pub(super) trace: &'a Span,
 }
 
 impl Writer<'_> {

@@ -363,7 +363,9 @@ impl Conversation {
             self.held = Some(object);
             return Ok(());
         }
-        let spec = HostSpec { spec_json: object.spec().to_string() };
+        let generation = object.spec()["generation"].as_u64().unwrap_or(0);
+        let traceparent = self.cluster.traced.traceparent(self.host.as_str(), term, generation);
+        let spec = HostSpec { spec_json: object.spec().to_string(), traceparent };
         self.tell(Down::Spec(spec)).await?;
         self.cluster.sessions.told(self.host.as_str(), term);
         self.sent = Some(object.spec().clone());

@@ -212,6 +212,7 @@ pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
         metrics_listen: None,
         advertise: Vec::new(),
         timing,
+        traces: Default::default(),
         sources: SourceSettings::default(),
     }
 }

@@ -25,7 +25,9 @@ pub(crate) fn build(options: &Options) -> Result<()> {
 /// Those that tests start, as a step of `test`.
 pub(crate) fn step() -> Result<Outcome> {
     let tools = Tools::find()?;
-    for tool in [Tool::Kubernetes, Tool::Etcd, Tool::Helm, Tool::Prometheus, Tool::Lua, Tool::Kstatus] {
+    for tool in
+        [Tool::Kubernetes, Tool::Etcd, Tool::Helm, Tool::Prometheus, Tool::Lua, Tool::Kstatus, Tool::Flux]
+    {
         tool.check_system()?;
         tools.dir(tool)?;
     }

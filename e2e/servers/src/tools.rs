@@ -95,6 +95,8 @@ pub enum Tool {
     Kstatus,
     /// dra: a driver of devices that are none, by dynamic resource allocation.
     Dra,
+    /// kustomize-controller of Flux, and in `definitions` the custom resources that it reads.
+    Flux,
 }
 
 /// How one program is built.
@@ -139,10 +141,29 @@ const PROMETHEUS: [Program; 1] = [program("promtool", "github.com/prometheus/pro
 const LUA: [Program; 1] = [program("glua", "github.com/yuin/gopher-lua/cmd/glua")];
 const KSTATUS: [Program; 1] = [program("kstatus", "tandem.dev/e2e/tools/kstatus")];
 const DRA: [Program; 1] = [program("dra", "tandem.dev/e2e/tools/dra")];
+const FLUX: [Program; 1] = [program("kustomize-controller", "github.com/fluxcd/kustomize-controller")];
+
+/// Custom resources that a program reads, from a module of which nothing else may be wanted.
+struct Definitions {
+    module: &'static str,
+    /// What go.mod requires at the version that is meant.
+    version_of: &'static str,
+}
+
+const FLUX_DEFINITIONS: [Definitions; 2] = [
+    Definitions {
+        module: "github.com/fluxcd/kustomize-controller",
+        version_of: "github.com/fluxcd/kustomize-controller",
+    },
+    Definitions {
+        module: "github.com/fluxcd/source-controller",
+        version_of: "github.com/fluxcd/source-controller/api",
+    },
+];
 
 impl Tool {
     /// Every tool, in the order in which they are built.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Kubernetes,
         Self::Etcd,
         Self::Containerd,
@@ -154,6 +175,7 @@ impl Tool {
         Self::Lua,
         Self::Kstatus,
         Self::Dra,
+        Self::Flux,
     ];
 
     fn programs(self) -> &'static [Program] {
@@ -169,7 +191,12 @@ impl Tool {
             Self::Lua => &LUA,
             Self::Kstatus => &KSTATUS,
             Self::Dra => &DRA,
+            Self::Flux => &FLUX,
         }
+    }
+
+    fn definitions(self) -> &'static [Definitions] {
+        if self == Self::Flux { &FLUX_DEFINITIONS } else { &[] }
     }
 
     fn module(self, minor: Minor) -> String {
@@ -185,6 +212,7 @@ impl Tool {
             Self::Lua => "lua".to_owned(),
             Self::Kstatus => "kstatus".to_owned(),
             Self::Dra => "dra".to_owned(),
+            Self::Flux => "flux".to_owned(),
         }
     }
 
@@ -331,7 +359,32 @@ impl Tools {
                 .context("go can't be started")?;
             ensure!(status.success(), "{} can't be built from {}", program.name, module.display());
         }
+        for definitions in tool.definitions() {
+            definitions.copy(module, &unfinished.join("definitions"))?;
+        }
         fs::rename(&unfinished, dir).context("a finished build can't be put in place")
+    }
+}
+
+impl Definitions {
+    /// Into `to`; `go` verifies what it downloads.
+    fn copy(&self, tool: &Path, to: &Path) -> Result<()> {
+        let version = required(tool, self.version_of)?;
+        let output = go()?
+            .current_dir(tool)
+            .args(["mod", "download", "-json", &format!("{}@{version}", self.module)])
+            .output()
+            .context("go can't be started")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{} can't be downloaded: {said}", self.module);
+        let said: serde_json::Value = serde_json::from_str(&said).context("go speaks no JSON")?;
+        let from = Path::new(said["Dir"].as_str().context("go names no folder")?).join("config/crd/bases");
+        fs::create_dir_all(to).context("no folder for definitions")?;
+        for file in fs::read_dir(&from).with_context(|| format!("{} can't be read", from.display()))? {
+            let file = file?;
+            fs::copy(file.path(), to.join(file.file_name())).context("a definition can't be copied")?;
+        }
+        Ok(())
     }
 }
 
@@ -361,6 +414,9 @@ fn digest(module: &Path, tool: Tool) -> Result<String> {
     hasher.update(format!("{tags} {links_c}"));
     for program in tool.programs() {
         hasher.update(format!("{} {}", program.name, program.package));
+    }
+    for definitions in tool.definitions() {
+        hasher.update(definitions.module);
     }
     Ok(hex::encode(&hasher.finalize()[..8]))
 }

@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
 
+mod world;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -16,15 +17,14 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tandem_pki::{CertificateAuthority, HOST_LIFETIME, Identity, install_tls_provider};
-use tandem_servers::{ControlPlane, Options, User};
+use tandem_servers::{ControlPlane, Options};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
-
-const SYSTEM: &str = "tandem-system";
+use world::kubernetes::{OPERATOR, SYSTEM, Site};
 
 /// Streams that run or wait, as gateways would count them.
 #[derive(Clone, Default)]
@@ -112,25 +112,6 @@ async fn value(
     }))
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-fn start_operator(plane: &ControlPlane) -> Killed {
-    let port = tandem_servers::free_port([127, 0, 0, 1].into()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
-    command.args(["run", "--store", "kubernetes", "--namespace", SYSTEM, "--agents-namespace", SYSTEM]);
-    command.args(["--listen", &format!("127.0.0.1:{port}"), "--kubeconfig"]);
-    command.arg(plane.kubeconfig(User::ADMIN).unwrap());
-    let log = std::fs::File::create(plane.dir().join("operator.log")).unwrap();
-    Killed(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
-}
-
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = tokio::time::Instant::now() + Duration::from_secs(90);
     while !done() {
@@ -146,9 +127,9 @@ async fn copies_follow_the_streams_and_gitops_leaves_them_as_they_are() {
     let api_server = vec!["--enable-aggregator-routing=false".to_owned()];
     let options = Options { controller_manager: true, api_server, ..Options::default() };
     let plane = ControlPlane::start_with(options).await.unwrap();
-    for namespace in [SYSTEM, "llm"] {
-        plane.kubectl(&["create", "namespace", namespace]).unwrap();
-    }
+    let kubeconfig = plane.kubeconfig(OPERATOR).unwrap();
+    let site = Site::start_on(plane, kubeconfig).await;
+    let plane = &site.plane;
     let streams = Streams::default();
     let port = streams.serve().await;
     let served = json!({"apiVersion": "v1", "kind": "List", "items": [
@@ -178,7 +159,6 @@ async fn copies_follow_the_streams_and_gitops_leaves_them_as_they_are() {
         ])
         .unwrap();
 
-    let _operator = start_operator(&plane);
     let example = |name: &str| {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).display().to_string()
     };

@@ -4,120 +4,54 @@
 
 mod world;
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tandem_control_api::StatusRequest;
-use tandem_control_api::fleet_client::FleetClient;
-use tandem_pki::Credentials;
-use tandem_servers::{AuditEvent, ControlPlane, User};
+use tandem_servers::AuditEvent;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use world::{World, condition, within};
+use world::kubernetes::{OPERATOR, Site};
+use world::{condition, within};
 
 const MEMORY: u64 = 4 << 30;
-const OPERATOR: User<'static> = User { name: "the-operator", groups: &["system:masters"] };
 /// Refusals of the same write that are waited for: between them lie 1, 2 and 4 s.
 const REFUSALS: usize = 4;
 
-struct Site {
-    plane: ControlPlane,
-    world: World,
-    operator: Child,
-    metrics: u16,
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        drop(self.operator.kill());
-        drop(self.operator.wait());
-    }
-}
-
-impl Site {
-    async fn start() -> Self {
-        tandem_pki::install_tls_provider();
-        let dir = tempfile::tempdir().unwrap();
-        let plane = ControlPlane::start().await.unwrap();
-        for namespace in ["llm", "tandem-system"] {
-            plane.kubectl(&["create", "namespace", namespace]).unwrap();
-        }
-        let port = tandem_servers::free_port([127, 0, 0, 1].into()).unwrap();
-        let metrics = tandem_servers::free_port([127, 0, 0, 1].into()).unwrap();
-        let data = dir.path().join("operator");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
-        command.args(["run", "--store", "kubernetes", "--listen", &format!("127.0.0.1:{port}")]);
-        command.args(["--metrics-listen", &format!("127.0.0.1:{metrics}")]);
-        command.arg("--kubeconfig").arg(plane.kubeconfig(OPERATOR).unwrap()).arg("--data-dir").arg(&data);
-        let log = std::fs::File::create(dir.path().join("operator.log")).unwrap();
-        let operator = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
-        let url = format!("https://127.0.0.1:{port}");
-        let admin = answers(&url, data.join("admin")).await;
-        let world = World::of_process(dir, &url, admin);
-        Self { plane, world, operator, metrics }
-    }
-
-    /// Creates or deletes what is in the list.
-    fn kubectl(&self, verb: &str, items: &Value) {
-        let path = self.world.dir.path().join("objects.json");
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-        std::fs::write(&path, list.to_string()).unwrap();
-        self.plane.kubectl(&[verb, "-f", &path.display().to_string()]).unwrap();
-    }
-
-    /// When the operator's writes of this host's spec came that were refused, in seconds, in order.
-    fn refusals(&self, host: &str) -> Vec<f64> {
-        let ours = |event: &&AuditEvent| {
-            let about = event.object_ref.as_ref();
-            let spec = about.is_some_and(|object| {
-                object.resource == "inferencehosts" && object.name == host && object.subresource.is_empty()
-            });
-            let code = event.response_status.as_ref().map_or(0, |status| status.code);
-            spec && event.user.username == OPERATOR.name && event.verb == "update" && code == 422
-        };
-        let audit = self.plane.audit().unwrap();
-        let times = audit.iter().filter(ours).map(|event| {
-            let at: jiff::Timestamp = event.request_received_timestamp.parse().unwrap();
-            at.as_duration().as_secs_f64()
+/// When the operator's writes of this host's spec came that were refused, in seconds, in order.
+fn refusals(site: &Site, host: &str) -> Vec<f64> {
+    let ours = |event: &&AuditEvent| {
+        let about = event.object_ref.as_ref();
+        let spec = about.is_some_and(|object| {
+            object.resource == "inferencehosts" && object.name == host && object.subresource.is_empty()
         });
-        let mut times: Vec<f64> = times.collect();
-        times.sort_by(f64::total_cmp);
-        times
-    }
-
-    /// One figure of the operator's, by its name and labels.
-    async fn figure(&self, name: &str) -> f64 {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.metrics)).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").await.unwrap();
-        let mut text = String::new();
-        within("the figures", stream.read_to_string(&mut text)).await.unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{text}"));
-        line.trim().parse().unwrap()
-    }
+        let code = event.response_status.as_ref().map_or(0, |status| status.code);
+        spec && event.user.username == OPERATOR.name && event.verb == "update" && code == 422
+    };
+    let audit = site.plane.audit().unwrap();
+    let times = audit.iter().filter(ours).map(|event| {
+        let at: jiff::Timestamp = event.request_received_timestamp.parse().unwrap();
+        at.as_duration().as_secs_f64()
+    });
+    let mut times: Vec<f64> = times.collect();
+    times.sort_by(f64::total_cmp);
+    times
 }
 
-async fn answers(url: &str, admin: PathBuf) -> Credentials {
-    within("the operator answers", async {
-        loop {
-            if let Ok(credentials) = Credentials::load(&admin) {
-                let mut fleet = FleetClient::new(world::channel(url, &credentials));
-                if fleet.status(StatusRequest {}).await.is_ok_and(|status| status.into_inner().leading) {
-                    return credentials;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await
+/// One figure of the operator's, by its name and labels.
+async fn figure(site: &Site, name: &str) -> f64 {
+    let mut stream = TcpStream::connect(("127.0.0.1", site.metrics)).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    within("the figures", stream.read_to_string(&mut text)).await.unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{text}"));
+    line.trim().parse().unwrap()
 }
 
 /// Nobody changes the spec of host `a`.
 fn policy() -> Value {
     let name = json!({"name": "leave-a-alone"});
     let group = "admissionregistration.k8s.io/v1";
-    json!([
+    json!({"apiVersion": "v1", "kind": "List", "items": [
         {
             "apiVersion": group,
             "kind": "ValidatingAdmissionPolicy",
@@ -141,7 +75,7 @@ fn policy() -> Value {
             "metadata": name,
             "spec": {"policyName": "leave-a-alone", "validationActions": ["Deny"]},
         },
-    ])
+    ]})
 }
 
 #[tokio::test]
@@ -174,17 +108,17 @@ async fn a_host_that_may_not_be_written_holds_up_nobody_and_is_tried_less_and_le
     assert!(a.runs().is_empty());
 
     within("refusals", async {
-        while site.refusals("a").len() < REFUSALS {
+        while refusals(&site, "a").len() < REFUSALS {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     })
     .await;
-    let times = site.refusals("a");
+    let times = refusals(&site, "a");
     let waits: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     for (nth, wait) in waits.iter().take(REFUSALS - 1).enumerate() {
         assert!(*wait >= f64::from(1 << nth), "the waits are {waits:?}");
     }
-    let failed = site.figure(r#"tandem_operator_failed_writes_total{kind="InferenceHost"}"#).await;
+    let failed = figure(&site, r#"tandem_operator_failed_writes_total{kind="InferenceHost"}"#).await;
     assert!(failed >= 4.0, "{failed}");
     let path = "jsonpath={.items[?(@.reason=='WriteRefused')].message}";
     let said = site.plane.kubectl(&["get", "events", "-n", "default", "-o", path]).unwrap();

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
 
+pub(crate) mod kubernetes;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;

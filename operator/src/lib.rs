@@ -14,6 +14,7 @@ mod logs;
 mod membership;
 mod metrics;
 mod models;
+mod nodes;
 mod pods;
 mod publish;
 mod reconcile;

@@ -1,5 +1,6 @@
 //! Who may join and who has: join tokens by the hash of their secret, members with the serials of their certificates.
 
+mod bound;
 mod standing;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use tandem_pki::{Fingerprint, Identity, Issued, JoinToken};
 use tandem_store::{Record, Store, StoreError};
 use thiserror::Error;
 
+pub(crate) use self::bound::{Bound, bound_host, bound_hosts};
 use self::standing::Stand;
 pub(crate) use self::standing::{Said, admins, confirm, parties, prune};
 

@@ -1,7 +1,7 @@
 //! Joining as a pod of the cluster: the API server says whose token it is, and on which node its pod runs.
 
 use tandem_control_api::Role;
-use tandem_store::platform::TokenOwner;
+use tandem_store::platform::{NodeState, TokenOwner};
 use tandem_store::{Platform, StoreError};
 use thiserror::Error;
 
@@ -50,6 +50,8 @@ pub(crate) enum PodRefused {
     Unbound,
     #[error("the token is of a pod on node {node}, which is host {is}, not {asked}")]
     OtherNode { node: String, is: String, asked: String },
+    #[error("the token is of a pod on node {0}, which is gone")]
+    NodeGone(String),
     #[error("the token is of pod {pod}, not of {asked}")]
     OtherPod { pod: String, asked: String },
     #[error("the store refused")]
@@ -66,7 +68,16 @@ pub(crate) async fn check(
 ) -> Result<String, PodRefused> {
     let platform = platform.ok_or(PodRefused::NoCluster)?;
     let owner = platform.review_token(token, AUDIENCE).await?.ok_or(PodRefused::Unknown)?;
-    may_be(accounts, &owner, role, name)
+    let uid = may_be(accounts, &owner, role, name)?;
+    // The API server believes a token for a while after its pod's node is gone, and for as long as the pod is there.
+    if let (true, Some(node)) = (role != Role::Gateway, &owner.node) {
+        let known = |node: &NodeState| node.uid == uid;
+        let known = platform.nodes().is_some_and(|nodes| nodes.values().any(known));
+        if !known && !platform.node_uids().await?.contains(&uid) {
+            return Err(PodRefused::NodeGone(node.name.clone()));
+        }
+    }
+    Ok(uid)
 }
 
 fn may_be(

@@ -2,12 +2,13 @@
 
 mod apply;
 mod backoff;
+mod ground;
 mod observe;
 mod routes;
 mod said;
 mod settle;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tandem_store::{Kind, Platform, Selector, StoreError, WatchEvent};
 use tandem_traces::Span;
 
 use self::backoff::Backoff;
+use self::ground::Bindings;
 use self::observe::{Observed, Reading};
 use self::said::Said;
 use self::settle::Writer;
@@ -27,7 +29,7 @@ use crate::cluster::Cluster;
 use crate::lead::{Leader, Leadership};
 use crate::metrics::Reconciled;
 use crate::models::{Found, Knowledge, Models};
-use crate::pods::host_of;
+use crate::nodes::{self, Ground};
 use crate::rollout::{self, Rollout};
 use crate::traced::Pass;
 use crate::{keys, secrets, supply};
@@ -52,6 +54,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         said: Said::default(),
         written: apply::Written::new(),
         backoff: Backoff::default(),
+        bindings: Bindings::default(),
         listed: None,
         version: u64::try_from(cluster.now().as_millisecond()).unwrap_or(1).max(1),
         checked: Duration::ZERO,
@@ -126,6 +129,8 @@ struct Control {
     said: Said,
     written: apply::Written,
     backoff: Backoff,
+    /// Which nodes hosts are bound to.
+    bindings: Bindings,
     /// When the store itself was asked for everything, and in which term; none: a pass has failed since.
     listed: Option<Listed>,
     /// Of the newest route table; starts from the clock, so that it grows over restarts, too.
@@ -202,7 +207,9 @@ impl Control {
         let state = self.resolve(&observed, &hosts, &credentials, term).await?;
         let pods = cluster.store.platform().map(Platform::agent_pods).unwrap_or_default();
         let rollout = rollout::next(&pods, &observed.presence);
-        let leaving = leaving(&cluster, &rollout);
+        let ground = self.bindings.look(&cluster, &observed, reading).await?;
+        // Hosts that are about to go, or whose agents' pods are next to be replaced.
+        let leaving = nodes::leaving(&ground).into_iter().chain(rollout.leaving.clone()).collect();
         let observation = Observation {
             hosts: observed.presence.clone(),
             leaving,
@@ -241,7 +248,7 @@ impl Control {
         }
         let due = due.min(self.until_due(plan, now));
         Ok(if term.is_some() {
-            due.min(self.carry_out(&observed, plan, &rollout, trace).await?)
+            due.min(self.carry_out(&observed, plan, &rollout, &ground, trace).await?)
         } else {
             due
         })
@@ -278,6 +285,7 @@ impl Control {
         observed: &Observed,
         plan: &Plan,
         rollout: &Rollout<'_>,
+        ground: &BTreeMap<String, Ground>,
         trace: Pass,
     ) -> Result<Duration, StoreError> {
         let frozen = plan.frozen.as_deref().unwrap_or_default();
@@ -315,7 +323,11 @@ impl Control {
         if writer.leads() {
             apply::marks(&mut writer, observed).await?;
         }
-        Ok(due.min(writer.due()))
+        let due = due.min(writer.due());
+        if self.leadership.term().is_some() {
+            self.bindings.part(&self.cluster, observed, ground).await?;
+        }
+        Ok(due)
     }
 
     /// How the next pass reads the store, and what it is to remember of that if it ends well. A new leader, and one whose last
@@ -381,13 +393,6 @@ impl Control {
         let retry = self.models.next_retry().map(|at| at.saturating_sub(elapsed));
         planned.into_iter().chain(retry).min().unwrap_or(LONGEST_SLEEP)
     }
-}
-
-/// Hosts that are about to go: their nodes are cordoned or going, or their agents' pods are next to be replaced.
-fn leaving(cluster: &Cluster, rollout: &Rollout<'_>) -> BTreeSet<String> {
-    let nodes = cluster.store.platform().map(Platform::nodes).unwrap_or_default();
-    let going = nodes.iter().filter(|(_, node)| node.leaving).map(|(name, _)| host_of(name));
-    going.chain(rollout.leaving.clone()).collect()
 }
 
 /// What there is of the credential that each deployment names.

@@ -1,7 +1,7 @@
 //! What a home on Kubernetes knows beyond objects: whose token a pod shows, people's own secrets, and where pods and people find
 //! what they need to trust an operator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -17,8 +17,12 @@ pub trait Platform: Send + Sync {
     /// Asks whose token this is, made for this audience. `None`: nobody's, expired, or for another audience.
     async fn review_token(&self, token: &str, audience: &str) -> Result<Option<TokenOwner>, StoreError>;
 
-    /// Every node that there is, or was since this process began to look, by name. Costs no request.
-    fn nodes(&self) -> BTreeMap<String, NodeState>;
+    /// Every node that there is, by name; none before this process has been told of all of them once. May be a moment old, and
+    /// costs no request.
+    fn nodes(&self) -> Option<BTreeMap<String, NodeState>>;
+
+    /// UIDs of every node that there is now: for what can't be taken back.
+    async fn node_uids(&self) -> Result<BTreeSet<String>, StoreError>;
 
     /// Every agent's pod that is on a node, in order of their nodes. Costs no request.
     fn agent_pods(&self) -> Vec<AgentPod>;
@@ -76,7 +80,7 @@ pub struct Bound {
 pub struct NodeState {
     /// Its UID: a node that was deleted and made again has another.
     pub uid: String,
-    /// Cordoned, about to be removed, or gone: what runs there has to move.
+    /// Cordoned, or about to be removed: what runs there has to move.
     pub leaving: bool,
 }
 

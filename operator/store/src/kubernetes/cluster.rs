@@ -1,7 +1,8 @@
 //! Nodes and agents' pods, watched: what the operator reads of them costs no request.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -24,13 +25,18 @@ const GOING: [&str; 3] =
 
 /// What is watched. Ends with this value.
 pub(super) struct Watched {
-    nodes: Store<Node>,
-    pods: Store<Pod>,
-    revisions: Store<ControllerRevision>,
-    /// Nodes that there were, by name: one that is gone is about to take its pods along.
-    known: Mutex<BTreeMap<String, String>>,
+    nodes: Shelf<Node>,
+    pods: Shelf<Pod>,
+    revisions: Shelf<ControllerRevision>,
     changes: watch::Sender<u64>,
     tasks: Vec<JoinHandle<()>>,
+}
+
+/// What is known of one kind. A list replaces it whole, once it has come to its end.
+struct Shelf<K: kube::Resource<DynamicType = ()> + 'static> {
+    store: Store<K>,
+    /// Whether the first list has come to its end.
+    listed: Arc<AtomicBool>,
 }
 
 impl Drop for Watched {
@@ -47,32 +53,23 @@ impl Watched {
         let (pods, second) = watch(pods, watcher::Config::default().labels(AGENTS), &changes);
         let revisions = Api::<ControllerRevision>::namespaced(client.clone(), agents_namespace);
         let (revisions, third) = watch(revisions, watcher::Config::default().labels(AGENTS), &changes);
-        Self { nodes, pods, revisions, known: Mutex::default(), changes, tasks: vec![first, second, third] }
+        Self { nodes, pods, revisions, changes, tasks: vec![first, second, third] }
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Every node that there is or was.
-    pub(super) fn nodes(&self) -> BTreeMap<String, NodeState> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let there: Vec<Arc<Node>> = self.nodes.state();
-        for node in &there {
-            known.insert(node.name_any(), node.uid().unwrap_or_default());
-        }
-        let names: BTreeSet<String> = there.iter().map(|node| node.name_any()).collect();
-        let gone = known.iter().filter(|(name, _)| !names.contains(*name));
-        let mut nodes: BTreeMap<String, NodeState> =
-            gone.map(|(name, uid)| (name.clone(), NodeState { uid: uid.clone(), leaving: true })).collect();
-        nodes.extend(there.iter().map(|node| (node.name_any(), state(node))));
-        nodes
+    /// Every node that there is; none before all are known.
+    pub(super) fn nodes(&self) -> Option<BTreeMap<String, NodeState>> {
+        let listed = self.nodes.listed.load(Ordering::Acquire);
+        listed.then(|| self.nodes.store.state().iter().map(|node| (node.name_any(), state(node))).collect())
     }
 
     /// Every agent's pod that is on a node.
     pub(super) fn agent_pods(&self) -> Vec<AgentPod> {
         let mut newest: BTreeMap<String, (i64, String)> = BTreeMap::new();
-        for revision in self.revisions.state() {
+        for revision in self.revisions.store.state() {
             let Some(owner) = revision.owner_references().first() else { continue };
             let hash = revision.labels().get(REVISION).cloned().unwrap_or_default();
             let known = newest.entry(owner.uid.clone()).or_default();
@@ -80,14 +77,14 @@ impl Watched {
                 *known = (revision.revision, hash);
             }
         }
-        let pods = self.pods.state();
+        let pods = self.pods.store.state();
         let mut pods: Vec<AgentPod> = pods.iter().filter_map(|pod| agent_pod(pod, &newest)).collect();
         pods.sort_by(|one, other| one.node.cmp(&other.node));
         pods
     }
 }
 
-fn watch<K>(api: Api<K>, config: watcher::Config, changes: &watch::Sender<u64>) -> (Store<K>, JoinHandle<()>)
+fn watch<K>(api: Api<K>, config: watcher::Config, changes: &watch::Sender<u64>) -> (Shelf<K>, JoinHandle<()>)
 where
     K: kube::Resource<DynamicType = ()>
         + Clone
@@ -98,19 +95,25 @@ where
         + 'static,
 {
     let (store, writer) = reflector::store();
-    let changes = changes.clone();
+    let (changes, listed) = (changes.clone(), Arc::new(AtomicBool::new(false)));
+    let shelf = Shelf { store, listed: Arc::clone(&listed) };
     let task = tokio::spawn(async move {
         let slim = |object: &mut K| object.managed_fields_mut().clear();
         let events = watcher(api, config).default_backoff().modify(slim).reflect(writer);
         let mut events = std::pin::pin!(events);
         while let Some(event) = events.next().await {
             match event {
-                Ok(_) => changes.send_modify(|seen| *seen = seen.wrapping_add(1)),
+                Ok(event) => {
+                    if matches!(event, watcher::Event::InitDone) {
+                        listed.store(true, Ordering::Release);
+                    }
+                    changes.send_modify(|seen| *seen = seen.wrapping_add(1));
+                }
                 Err(error) => tracing::warn!(%error, "the cluster can't be watched: it is tried again"),
             }
         }
     });
-    (store, task)
+    (shelf, task)
 }
 
 fn state(node: &Node) -> NodeState {

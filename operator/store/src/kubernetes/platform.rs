@@ -1,11 +1,13 @@
 //! The cluster under the home: token reviews, people's secrets, and what is published for pods and people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use k8s_openapi::ByteString;
 use kube::core::Request;
-use kube::core::params::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::params::{
+    DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions,
+};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -66,8 +68,15 @@ impl Platform for KubernetesStore {
         Ok(owner(&answer["status"], audience))
     }
 
-    fn nodes(&self) -> BTreeMap<String, NodeState> {
+    fn nodes(&self) -> Option<BTreeMap<String, NodeState>> {
         self.watched.nodes()
+    }
+
+    async fn node_uids(&self) -> Result<BTreeSet<String>, StoreError> {
+        let request = Request::new("/api/v1/nodes").list_metadata(&ListParams::default());
+        let list: Value = self.api.ask(request).await?;
+        let uid = |node: &Value| node["metadata"]["uid"].as_str().map(str::to_owned);
+        Ok(list["items"].as_array().into_iter().flatten().filter_map(uid).collect())
     }
 
     fn agent_pods(&self) -> Vec<AgentPod> {

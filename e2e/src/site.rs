@@ -1,7 +1,7 @@
 //! Operators, hosts and gateways as processes, joined by tokens, as a person would do it.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,9 +11,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tandem_servers::free_port;
 use tempfile::TempDir;
 
 use crate::{Cli, Client, Completion, Process, Programs};
+
+/// Where everything of a site listens.
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// How large a site is.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +161,7 @@ impl Site {
             hosts: Vec::new(),
             gateways: Vec::new(),
             operator: None,
-            operator_port: free_port()?,
+            operator_port: free_port(LOOPBACK)?,
             operator_arguments: operator.iter().map(|argument| (*argument).to_owned()).collect(),
             gateway_ports: Vec::new(),
             programs,
@@ -216,7 +220,7 @@ impl Site {
     /// # Errors
     /// When the agent can't be started.
     pub fn add_host_with_gateway(&mut self, name: &str) -> Result<()> {
-        let port = free_port()?;
+        let port = free_port(LOOPBACK)?;
         self.join_host(name, Some(port), &[])
     }
 
@@ -280,7 +284,7 @@ impl Site {
     /// When it can't be started.
     pub fn add_gateway(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let token = self.join_token("gateway")?;
-        let port = free_port()?;
+        let port = free_port(LOOPBACK)?;
         let mut command = Command::new(self.programs.path("tandem-gateway"));
         command.args(["--operator", &self.operator_url(), "--name", name]);
         command.arg("--data-dir").arg(self.dir.path().join(name));
@@ -410,12 +414,6 @@ impl Site {
         operator.into_iter().for_each(std::mem::forget);
         dir.keep()
     }
-}
-
-/// A port that is free now. Another process may take it before ours does; the caller then sees a bind error.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    Ok(listener.local_addr()?.port())
 }
 
 /// Asks until it is so. For what gives no event: a process that doesn't listen yet.

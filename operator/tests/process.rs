@@ -49,7 +49,7 @@ impl Drop for Process {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    tandem_servers::free_port([127, 0, 0, 1].into()).unwrap()
 }
 
 async fn answers(url: &str, admin: &Path) -> Credentials {

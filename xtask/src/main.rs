@@ -5,6 +5,7 @@ mod cache;
 mod crds;
 mod demo;
 mod e2e;
+mod installed;
 mod manifests;
 mod packages;
 mod programs;

@@ -1,20 +1,21 @@
 //! `cargo xtask test`: every check in the order in which a mistake is cheapest to find.
 
 use std::env;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
+use crate::installed::{CARGO_DENY, CARGO_NEXTEST};
 use crate::steps::{Outcome, Steps, run};
 use crate::{cache, demo, e2e, packages, sdk, tools};
 
 /// The scripted worker, and the tests that need it. Programs are built with it too, so that nothing is built twice.
 const FEATURES: [&str; 2] = ["--features", "inference-worker/scripted"];
 
-/// The version of cargo-deny that deny.toml is written for.
-const CARGO_DENY: &str = "0.20.2";
+/// Tests at once, for each core: half of the time of most is waiting for servers.
+const TESTS_PER_CORE: usize = 2;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -37,7 +38,10 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     steps.step("programs", || {
         run(cargo().args(["build", "--workspace", "--bins", "--quiet"]).args(FEATURES))
     })?;
-    steps.step("tests", || run(cargo().args(["test", "--workspace", "--quiet"]).args(FEATURES)))?;
+    steps.step("tests", tests)?;
+    steps.step("examples in documentation", || {
+        run(cargo().args(["test", "--workspace", "--doc", "--quiet"]).args(FEATURES))
+    })?;
     if options.quick {
         steps.step("cluster", || Ok(Outcome::Skipped("--quick".to_owned())))?;
         steps.step("OpenAI SDK", || Ok(Outcome::Skipped("--quick".to_owned())))?;
@@ -52,7 +56,18 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn cargo() -> Command {
+/// Every test but those in documentation, which nextest doesn't run.
+fn tests() -> Result<Outcome> {
+    let at_once = thread::available_parallelism().map_or(1, usize::from) * TESTS_PER_CORE;
+    run(Command::new(CARGO_NEXTEST.path()?)
+        .current_dir(cache::workspace())
+        .args(["nextest", "run", "--workspace", "--cargo-quiet"])
+        .args(FEATURES)
+        .args(["--test-threads", &at_once.to_string()]))
+}
+
+/// Cargo, in the workspace.
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(cache::workspace());
     command
@@ -60,8 +75,7 @@ fn cargo() -> Command {
 
 /// Without the advisory database, which needs the network: that is `cargo deny check advisories`, by hand or by schedule.
 fn deny() -> Result<Outcome> {
-    let program = cargo_deny()?;
-    run(Command::new(program).current_dir(cache::workspace()).args([
+    run(Command::new(CARGO_DENY.path()?).current_dir(cache::workspace()).args([
         "--locked",
         "check",
         "--hide-inclusion-graph",
@@ -69,23 +83,4 @@ fn deny() -> Result<Outcome> {
         "licenses",
         "sources",
     ]))
-}
-
-/// The pinned cargo-deny, built into the cache on first use.
-fn cargo_deny() -> Result<PathBuf> {
-    let root = cache::dir()?.join(format!("cargo-deny-{CARGO_DENY}"));
-    let program = root.join("bin/cargo-deny");
-    if program.is_file() {
-        return Ok(program);
-    }
-    eprintln!("building cargo-deny {CARGO_DENY} into {} (some minutes, once)", root.display());
-    let status = cargo()
-        .args(["install", "cargo-deny", "--locked", "--quiet", "--version", CARGO_DENY, "--root"])
-        .arg(&root)
-        .env_remove("CARGO_TARGET_DIR")
-        .stdin(Stdio::null())
-        .status()
-        .context("cargo could not be started")?;
-    anyhow::ensure!(status.success(), "cargo-deny {CARGO_DENY} could not be built");
-    Ok(program)
 }

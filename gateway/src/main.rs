@@ -108,6 +108,7 @@ fn main() -> ExitCode {
         LogFormat::Json => log.json().init(),
     }
     tandem_pki::install_tls_provider();
+    tandem_pki::raise_open_files();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

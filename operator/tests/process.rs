@@ -289,6 +289,29 @@ async fn a_second_process_on_the_same_folder_says_why_it_ends() {
     assert!(said.contains("in use by another tandem-operator"), "{said}");
 }
 
+#[test]
+fn as_many_files_may_be_open_as_the_system_lets_and_few_are_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    // It ends at once, since its port is taken.
+    let said = |limits: &str| {
+        let output = Command::new("sh")
+            .args(["-c", &format!("ulimit {limits} && exec \"$0\" \"$@\"")])
+            .args([env!("CARGO_BIN_EXE_tandem-operator"), "run", "--listen"])
+            .arg(taken.local_addr().unwrap().to_string())
+            .arg("--data-dir")
+            .arg(dir.path())
+            .env("RUST_LOG", "info")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let few = said("-n 1000");
+    assert!(few.contains("WARN") && few.contains("open_files=1000") && few.contains("LimitNOFILE"), "{few}");
+    let raised = said("-Sn 256 && ulimit -Hn 5000");
+    assert!(raised.contains("INFO") && raised.contains("open_files=5000"), "{raised}");
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_is_named() {
     tandem_pki::install_tls_provider();

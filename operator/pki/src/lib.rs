@@ -10,6 +10,7 @@ mod authority;
 mod credentials;
 mod enroll;
 mod identity;
+mod open_files;
 mod stranger;
 mod token;
 mod transport;
@@ -24,6 +25,7 @@ pub use identity::{
     BadName, Identity, Name, NotIdentified, Shown, peer_certificate, peer_identity, peer_serial,
     serial_of_certificate,
 };
+pub use open_files::raise_open_files;
 pub use stranger::is_stranger;
 pub use token::{BadFingerprint, BadToken, Fingerprint, JoinToken};
 pub use transport::{Connection, TlsError, dial, incoming, kept_fresh, server_config};

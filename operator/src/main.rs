@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -140,6 +141,19 @@ struct Run {
     /// File of authorities to trust beside the system's when models are fetched, as PEM.
     #[arg(long, env = "TANDEM_OPERATOR_EXTRA_CA", value_name = "FILE")]
     extra_ca: Option<PathBuf>,
+    /// How long each phase of `tandem authority rotate` lasts after its slowest host or gateway, in seconds.
+    ///
+    /// In this time workers, other operators and gateways that are just connecting notice what was written for them. Raise it where
+    /// clocks stop or networks are cut for longer; lower it to try things out, with several operators not below 10.
+    #[arg(
+        long,
+        env = "TANDEM_OPERATOR_AUTHORITY_SETTLE_SECONDS",
+        value_name = "SECONDS",
+        default_value_t = Timing::default().settle.as_secs(),
+        value_parser = clap::value_parser!(u64).range(3..=3600),
+        hide_short_help = true
+    )]
+    authority_settle_seconds: u64,
     #[command(flatten)]
     traces: TraceFlags,
     /// How log lines on standard error look. RUST_LOG says which there are.
@@ -170,6 +184,7 @@ fn main() -> ExitCode {
         LogFormat::Json => log.json().init(),
     }
     tandem_pki::install_tls_provider();
+    tandem_pki::raise_open_files();
 
     if run.data_dir.is_none() && !run.store.is_kubernetes() {
         return fail(&anyhow::anyhow!(
@@ -198,7 +213,7 @@ fn main() -> ExitCode {
         listen: run.listen,
         metrics_listen: run.metrics_listen,
         advertise: run.advertise,
-        timing: Timing::default(),
+        timing: Timing { settle: Duration::from_secs(run.authority_settle_seconds), ..Timing::default() },
         traces: Traces::to(collector.as_ref()),
         sources: SourceSettings {
             allowed: run.allow_sources,

@@ -5,8 +5,6 @@
 
 mod world;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,48 +12,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tandem_control_api::{ObjectRef, Role, ScaleRequest, StatusRequest};
-use tandem_pki::Credentials;
-use tandem_servers::{ControlPlane, Etcd, Fault, FaultProxy, User};
+use tandem_servers::Fault;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
+use world::operators::{Home, NAMES, Process, answers};
 use world::{Machine, World, condition, within};
 
 const MEMORY: u64 = 4 << 30;
-const NAMES: [&str; 2] = ["operator-a", "operator-b"];
 /// What is promised from a leader's death to the next one's first act.
 const PROMISED: Duration = Duration::from_secs(5);
-
-struct Process {
-    child: Child,
-    port: u16,
-    admin: PathBuf,
-}
-
-impl Process {
-    fn start(name: &str, dir: &Path, store: &[String]) -> Self {
-        let port = tandem_servers::free_port([127, 0, 0, 1].into()).unwrap();
-        let data = dir.join(name);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-operator"));
-        command.args(["run", "--name", name, "--listen", &format!("127.0.0.1:{port}")]);
-        command.arg("--data-dir").arg(&data).args(store);
-        std::fs::create_dir_all(dir).unwrap();
-        let log = std::fs::File::create(dir.join(format!("{name}.log"))).unwrap();
-        let child = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
-        Self { child, port, admin: data.join("admin") }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, signal).unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 /// As a Service is: one address, and whoever of those behind it answers.
 struct Balancer {
@@ -87,70 +52,6 @@ impl Balancer {
 
     fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
-    }
-}
-
-async fn answers(url: &str, admin: &Path) -> Credentials {
-    within("the operator answers", async {
-        loop {
-            if let Ok(credentials) = Credentials::load(admin) {
-                let mut fleet =
-                    tandem_control_api::fleet_client::FleetClient::new(world::channel(url, &credentials));
-                if fleet.status(StatusRequest {}).await.is_ok() {
-                    return credentials;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await
-}
-
-/// Where the truth lives.
-enum Home {
-    /// Each operator comes through a proxy, and as a user of its own.
-    Kubernetes(Box<ControlPlane>, Vec<FaultProxy>),
-    Etcd(Etcd),
-}
-
-impl Home {
-    async fn kubernetes(dir: &Path) -> (Self, Vec<Vec<String>>) {
-        let plane = ControlPlane::start().await.unwrap();
-        for namespace in ["llm", "tandem-system"] {
-            plane.kubectl(&["create", "namespace", namespace]).unwrap();
-        }
-        let (mut proxies, mut flags) = (Vec::new(), Vec::new());
-        for name in NAMES {
-            let client = plane.client(User { name, groups: &["system:masters"] }).await.unwrap();
-            let proxy = FaultProxy::start(client).await.unwrap();
-            let kubeconfig = dir.join(format!("{name}.kubeconfig"));
-            std::fs::write(&kubeconfig, proxy.kubeconfig()).unwrap();
-            let kubeconfig = kubeconfig.display().to_string();
-            flags.push(["--store", "kubernetes", "--kubeconfig", &kubeconfig].map(str::to_owned).to_vec());
-            proxies.push(proxy);
-        }
-        (Self::Kubernetes(Box::new(plane), proxies), flags)
-    }
-
-    fn etcd() -> (Self, Vec<Vec<String>>) {
-        let etcd = Etcd::start(3).unwrap();
-        let endpoints = etcd.endpoints().join(",");
-        let flags = ["--store", "etcd", "--etcd-endpoint", &endpoints].map(str::to_owned).to_vec();
-        (Self::Etcd(etcd), vec![flags.clone(), flags])
-    }
-
-    /// The leader's name.
-    fn holder(&self) -> String {
-        let path = "jsonpath={.spec.holderIdentity}";
-        match self {
-            Self::Kubernetes(plane, _) => {
-                plane.kubectl(&["get", "lease", "tandem-leader", "-n", "tandem-system", "-o", path]).unwrap()
-            }
-            Self::Etcd(etcd) => {
-                let row = etcd.ctl(&["get", "--print-value-only", "/tandem/leases/leader"]).unwrap();
-                serde_json::from_str::<Value>(&row).unwrap()["holder"].as_str().unwrap().to_owned()
-            }
-        }
     }
 }
 

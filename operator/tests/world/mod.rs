@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of any test function")]
 
 pub(crate) mod kubernetes;
+pub(crate) mod operators;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -253,8 +254,12 @@ impl Host {
         let mut client = AgentsClient::new(channel(url, &credentials));
         let answer = within("an answer to Hello", client.session(ReceiverStream::new(stream))).await?;
         let mut host = Self { name: name.into(), credentials, up, down: answer.into_inner() };
-        assert!(matches!(host.next().await?, Some(Down::Welcome(_))), "the first word is Welcome");
-        Ok(host)
+        match host.next().await? {
+            Some(Down::Welcome(_)) => Ok(host),
+            // As when the leader that was relayed to is gone.
+            None => Err(Status::unavailable("the session ended before its first word")),
+            Some(_) => panic!("the first word is not Welcome"),
+        }
     }
 
     pub(crate) async fn next(&mut self) -> Result<Option<Down>, Status> {

@@ -10,6 +10,8 @@ pub(crate) enum Outcome {
     Passed,
     /// Not run, and why: what the machine lacks.
     Skipped(String),
+    /// Passed, but for these parts of it, which were not run, each with its reason.
+    Partly(Vec<String>),
 }
 
 /// Runs steps and remembers how they went.
@@ -28,6 +30,13 @@ impl Steps {
             Ok(Outcome::Passed) => {
                 self.passed += 1;
                 eprintln!("── {name}: passed in {:.0} s", start.elapsed().as_secs_f64());
+                Ok(())
+            }
+            Ok(Outcome::Partly(skipped)) => {
+                self.passed += 1;
+                let (count, seconds) = (skipped.len(), start.elapsed().as_secs_f64());
+                eprintln!("── {name}: passed in {seconds:.0} s, but {count} of it SKIPPED");
+                self.skipped.extend(skipped.into_iter().map(|why| (name.to_owned(), why)));
                 Ok(())
             }
             Ok(Outcome::Skipped(why)) => {

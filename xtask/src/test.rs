@@ -1,10 +1,11 @@
 //! `cargo xtask test`: every check in the order in which a mistake is cheapest to find.
 
 use std::env;
+use std::fs;
 use std::process::Command;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::installed::{CARGO_DENY, CARGO_NEXTEST};
@@ -63,7 +64,27 @@ fn tests() -> Result<Outcome> {
         .current_dir(cache::workspace())
         .args(["nextest", "run", "--workspace", "--cargo-quiet"])
         .args(FEATURES)
-        .args(["--test-threads", &at_once.to_string()]))
+        .args(["--test-threads", &at_once.to_string()]))?;
+    let report = cache::workspace().join("target/nextest/default/junit.xml");
+    let report =
+        fs::read_to_string(&report).with_context(|| format!("{} can't be read", report.display()))?;
+    let skipped = skipped(&report);
+    Ok(if skipped.is_empty() { Outcome::Passed } else { Outcome::Partly(skipped) })
+}
+
+/// Tests that say `skipped: REASON`, and ended well: `NAME (REASON)`.
+fn skipped(report: &str) -> Vec<String> {
+    let mut skipped = Vec::new();
+    let mut test = "";
+    for line in report.lines() {
+        if let Some((_, rest)) = line.split_once("<testcase name=\"") {
+            test = rest.split('"').next().unwrap_or_default();
+        }
+        if let Some((_, why)) = line.split_once("skipped: ") {
+            skipped.push(format!("{test}: {}", why.split("</").next().unwrap_or_default()));
+        }
+    }
+    skipped
 }
 
 /// Cargo, in the workspace.
@@ -83,4 +104,16 @@ fn deny() -> Result<Outcome> {
         "licenses",
         "sources",
     ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_says_that_it_was_skipped_is_named() {
+        let report = "<testcase name=\"a_disk_stalls\" classname=\"x\">\n<system-err>running 1 test\nskipped: not root\n</system-err>\n\
+             <testcase name=\"another\"><system-err>skipped: no tmpfs (EPERM)</system-err></testcase>\n<testcase name=\"fine\"/>";
+        assert_eq!(skipped(report), ["a_disk_stalls: not root", "another: no tmpfs (EPERM)"]);
+    }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
+use crate::disk::Disk;
 use crate::pki::{Authority, Pair};
 use crate::port::free_port;
 use crate::process::Server;
@@ -21,9 +22,12 @@ const READY: Duration = Duration::from_secs(60);
 /// Of root, where it asks for names.
 const ROOT_PASSWORD: &str = "root's own";
 
-/// An etcd cluster on loopback. What it wrote is not synced to disk: the machine doesn't die in a test.
+/// An etcd cluster on loopback. What it wrote is not synced to disk, unless that is a disk of its own: the machine doesn't die in a
+/// test.
 pub struct Etcd {
     members: Vec<Member>,
+    /// Of each member, where they have disks of their own.
+    disks: Vec<Disk>,
     etcdctl: PathBuf,
     /// Signs for clients, where they have to show certificates.
     authority: Option<Box<Authority>>,
@@ -42,7 +46,15 @@ impl Etcd {
     /// # Errors
     /// When the tools can't be had or a member doesn't start.
     pub fn start(members: usize) -> Result<Self> {
-        Self::start_with(members, None)
+        Self::start_with(members, None, false)
+    }
+
+    /// The same, each member with a disk of its own, which can be made to stall, and synced to it. For root on Linux.
+    ///
+    /// # Errors
+    /// When the tools can't be had, a disk can't be mounted or a member doesn't start.
+    pub fn start_on_disks(members: usize) -> Result<Self> {
+        Self::start_with(members, None, true)
     }
 
     /// The same, on https alone, for clients alone that show a certificate of this cluster's authority.
@@ -50,10 +62,10 @@ impl Etcd {
     /// # Errors
     /// When the tools can't be had or a member doesn't start.
     pub fn start_with_tls(members: usize) -> Result<Self> {
-        Self::start_with(members, Some(Box::new(Authority::create("etcd")?)))
+        Self::start_with(members, Some(Box::new(Authority::create("etcd")?)), false)
     }
 
-    fn start_with(members: usize, authority: Option<Box<Authority>>) -> Result<Self> {
+    fn start_with(members: usize, authority: Option<Box<Authority>>, own_disks: bool) -> Result<Self> {
         let tools = Tools::find()?;
         let program = tools.program(Tool::Etcd, "etcd")?;
         let etcdctl = tools.program(Tool::Etcd, "etcdctl")?;
@@ -69,14 +81,21 @@ impl Etcd {
         }
         let peers: Vec<String> =
             ports.iter().enumerate().map(|(n, (_, peer))| format!("m{n}=http://127.0.0.1:{peer}")).collect();
+        let disks = (0..if own_disks { members } else { 0 })
+            .map(|n| Disk::mount(&dir.path().join(format!("disk{n}"))))
+            .collect::<Result<_>>()?;
         let mut started = Vec::new();
         for (n, (client, peer)) in ports.iter().enumerate() {
-            let mut command = command(&program, dir.path(), n, *peer, &peers.join(","));
+            let data = dir.path().join(if own_disks { format!("disk{n}/data") } else { format!("m{n}") });
+            let mut command = command(&program, &data, n, *peer, &peers.join(","));
+            if !own_disks {
+                command.arg("--unsafe-no-fsync");
+            }
             listen(&mut command, dir.path(), *client, authority.is_some());
             let server = Server::start(&format!("etcd-{n}"), command, dir.path())?;
             started.push(Member { server, client_port: *client });
         }
-        let mut etcd = Self { members: started, etcdctl, authority, asks_for_names: false, dir };
+        let mut etcd = Self { members: started, disks, etcdctl, authority, asks_for_names: false, dir };
         for n in 0..members {
             etcd.wait(n)?;
         }
@@ -130,6 +149,22 @@ impl Etcd {
     /// The process of a member, to stop or to signal.
     pub fn member(&mut self, n: usize) -> &mut Server {
         &mut self.members[n].server
+    }
+
+    /// From now on the writes of this member hang, as on a disk that is stuck, until [`Etcd::disk_goes_on`].
+    ///
+    /// # Errors
+    /// When it has no disk of its own, or that can't be frozen.
+    pub fn disk_stalls(&self, n: usize) -> Result<()> {
+        self.disks.get(n).context("the members have no disks of their own")?.stall()
+    }
+
+    /// The writes of this member are done, those that hung first.
+    ///
+    /// # Errors
+    /// When its disk did not stall.
+    pub fn disk_goes_on(&self, n: usize) -> Result<()> {
+        self.disks.get(n).context("the members have no disks of their own")?.go_on()
     }
 
     /// Waits until a member answers as part of a cluster that has a leader.
@@ -188,6 +223,15 @@ impl Etcd {
     }
 }
 
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        // Who hangs in a write can't be killed. Those that did not stall say so, which is no failure here.
+        for disk in &self.disks {
+            drop(disk.go_on());
+        }
+    }
+}
+
 fn url(port: u16, tls: bool) -> String {
     format!("http{}://127.0.0.1:{port}", if tls { "s" } else { "" })
 }
@@ -199,14 +243,14 @@ fn write(dir: &Path, name: &str, pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-fn command(program: &Path, dir: &Path, n: usize, peer: u16, peers: &str) -> Command {
+fn command(program: &Path, data: &Path, n: usize, peer: u16, peers: &str) -> Command {
     let peer = url(peer, false);
     let mut command = Command::new(program);
     command
         .args(["--name", &format!("m{n}"), "--data-dir"])
-        .arg(dir.join(format!("m{n}")))
+        .arg(data)
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", peers, "--unsafe-no-fsync", "--log-level", "warn"])
+        .args(["--initial-cluster", peers, "--log-level", "warn"])
         // Hashing passwords as slowly as is right for people's would be most of a test.
         .args(["--bcrypt-cost", "4"]);
     command

@@ -5,6 +5,7 @@
 
 mod audit;
 mod control_plane;
+mod disk;
 mod etcd;
 mod fault;
 mod image;

@@ -12,7 +12,7 @@ enum Sign {
     Library(&'static str),
 }
 
-const WANTED: [(Sign, &str); 12] = [
+const WANTED: [(Sign, &str); 13] = [
     (Sign::Program("ip"), "iproute2"),
     (Sign::Program("bridge"), "iproute2"),
     (Sign::Program("nft"), "nftables"),
@@ -22,6 +22,7 @@ const WANTED: [(Sign, &str); 12] = [
     (Sign::Program("unshare"), "util-linux"),
     (Sign::Program("nsenter"), "util-linux"),
     (Sign::Program("mount"), "mount"),
+    (Sign::Program("mkfs.ext4"), "e2fsprogs"),
     (Sign::Program("strip"), "binutils"),
     (Sign::Program("pkg-config"), "pkg-config"),
     (Sign::Library("libseccomp"), "libseccomp-dev"),

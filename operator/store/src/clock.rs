@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 
 /// Where a store gets its time from.
@@ -37,25 +37,30 @@ impl Clock for SystemClock {
 /// A clock that stands still until a test turns it.
 #[derive(Debug)]
 pub struct ManualClock {
-    start: Timestamp,
+    start: Mutex<Timestamp>,
     elapsed: Mutex<Duration>,
 }
 
 impl ManualClock {
     /// A clock that shows `start`.
     pub fn new(start: Timestamp) -> Self {
-        Self { start, elapsed: Mutex::new(Duration::ZERO) }
+        Self { start: Mutex::new(start), elapsed: Mutex::new(Duration::ZERO) }
     }
 
     /// Moves both clocks forward.
     pub fn advance(&self, by: Duration) {
         *self.elapsed.lock().expect("no panic while turning a clock") += by;
     }
+
+    /// Turns the wall clock alone, as somebody does who sets it.
+    pub fn turn(&self, by: SignedDuration) {
+        *self.start.lock().expect("no panic while turning a clock") += by;
+    }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        self.start + self.elapsed()
+        *self.start.lock().expect("no panic while turning a clock") + self.elapsed()
     }
 
     fn elapsed(&self) -> Duration {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use tandem_store::conformance::Home;
 use tandem_store::{
@@ -29,6 +29,10 @@ impl Home for Embedded {
 
     fn advance(&self, by: Duration) {
         self.clock.advance(by);
+    }
+
+    fn turn(&self, by: SignedDuration) {
+        self.clock.turn(by);
     }
 
     async fn compact(&self) {

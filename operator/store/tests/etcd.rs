@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tandem_servers::Etcd;
@@ -34,6 +34,10 @@ impl Home for Members {
 
     fn advance(&self, by: Duration) {
         self.clock.advance(by);
+    }
+
+    fn turn(&self, by: SignedDuration) {
+        self.clock.turn(by);
     }
 
     async fn compact(&self) {
@@ -137,6 +141,38 @@ async fn without_a_quorum_writes_fail_in_time_and_all_goes_on_when_it_is_back() 
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn a_stuck_disk_costs_a_leader_and_stuck_disks_cost_time() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: a disk that stalls is mounted by root alone");
+        return;
+    }
+    let mut etcd = Etcd::start_on_disks(3).unwrap();
+    let store = store(&etcd).await;
+    let mut watch = watch(&store).await;
+    // One of the three is the leader.
+    for (n, name) in ["a", "b", "c"].into_iter().enumerate() {
+        etcd.disk_stalls(n).unwrap();
+        tokio::time::timeout(SOON, async { while apply(&store, name).await.is_err() {} }).await.unwrap();
+        hears(&mut watch, name).await;
+        etcd.disk_goes_on(n).unwrap();
+        etcd.wait(n).unwrap();
+    }
+    let lease = store.acquire("leader", "a", Duration::from_secs(3), 0).await.unwrap();
+    for n in 0..3 {
+        etcd.disk_stalls(n).unwrap();
+    }
+    let refused = tokio::time::timeout(SOON, apply(&store, "d")).await.expect("it gives up").unwrap_err();
+    assert!(matches!(refused, StoreError::Unreachable { .. }), "{refused}");
+    let renewed = tokio::time::timeout(lease.ttl, store.renew(&lease)).await.expect("within the lease");
+    assert!(matches!(renewed, Err(StoreError::Unreachable { .. })), "{renewed:?}");
+    for n in 0..3 {
+        etcd.disk_goes_on(n).unwrap();
+    }
+    tokio::time::timeout(SOON, async { while apply(&store, "d").await.is_err() {} }).await.unwrap();
+    hears(&mut watch, "d").await;
 }
 
 #[tokio::test]

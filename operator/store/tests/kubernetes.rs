@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tandem_servers::{ControlPlane, User};
 use tandem_store::conformance::Home;
 use tandem_store::{KubernetesOptions, KubernetesStore, ManualClock, Store};
@@ -26,6 +26,10 @@ impl Home for Cluster {
 
     fn advance(&self, by: Duration) {
         self.clock.advance(by);
+    }
+
+    fn turn(&self, by: SignedDuration) {
+        self.clock.turn(by);
     }
 
     async fn compact(&self) {

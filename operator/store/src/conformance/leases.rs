@@ -86,3 +86,22 @@ pub async fn a_lost_lease_stays_lost(home: &dyn Home) {
     take(&*store, "b").await.unwrap();
     assert_eq!(holder_of(store.renew(&held).await), "b");
 }
+
+/// How long a lease lasts is no matter of wall clocks: not of the holder's, nor of others'.
+pub async fn a_wall_clock_an_hour_off_ends_no_lease(home: &dyn Home) {
+    let store = home.store();
+    let hour = SignedDuration::from_hours(1);
+    let held = take(&*store, "a").await.unwrap();
+    for by in [hour, -hour, -hour, hour] {
+        home.turn(by);
+        assert_eq!(holder_of(take(&*store, "b").await), "a", "turned by {by}");
+        store.renew(&held).await.unwrap();
+        assert_eq!(take(&*store, "a").await.unwrap().term, held.term, "turned by {by}");
+    }
+    // Nor does it make one last: written an hour ahead, it ends in time.
+    home.turn(hour);
+    store.renew(&held).await.unwrap();
+    home.turn(-hour);
+    home.advance(TTL);
+    assert_eq!(take(&*store, "b").await.unwrap().holder, "b");
+}

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use crate::{API_VERSION, ApplyOptions, Key, Object, Store, StoreError};
@@ -28,6 +29,8 @@ pub trait Home: Send + Sync {
     fn store(&self) -> Arc<dyn Store>;
     /// Lets time pass for it.
     fn advance(&self, by: Duration);
+    /// Turns its wall clock, and that alone.
+    fn turn(&self, by: SignedDuration);
     /// Makes it forget past changes, as etcd's compaction does.
     async fn compact(&self);
 }
@@ -54,7 +57,7 @@ macro_rules! conformance {
         ]);
         $crate::conformance!(@$how $home, leases: [
             one_holder, an_expired_lease_is_free, a_renewed_lease_holds, terms_grow, the_floor_is_passed, a_released_lease_is_free,
-            a_lost_lease_stays_lost,
+            a_lost_lease_stays_lost, a_wall_clock_an_hour_off_ends_no_lease,
         ]);
         $crate::conformance!(@$how $home, notes: [
             repetitions_add_up, the_ring_is_bounded, notes_go_with_their_object,

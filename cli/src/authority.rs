@@ -173,8 +173,11 @@ fn label(party: &AuthorityParty) -> String {
 
 /// Those that the next step waits for.
 fn missing(status: &AuthorityStatus) -> Vec<String> {
-    let missing = status.parties.iter().filter(|party| party.waited_for && !party.lacks.is_empty());
-    missing.map(label).collect()
+    status.parties.iter().filter(|party| is_missing(party)).map(label).collect()
+}
+
+fn is_missing(party: &AuthorityParty) -> bool {
+    party.waited_for && !party.lacks.is_empty()
 }
 
 /// How it is, as the start of a sentence.
@@ -224,7 +227,15 @@ fn screen(status: &AuthorityStatus, now: Timestamp) -> String {
     }
     if !missing(status).is_empty() {
         out += "\nNext: see to those that are missing, or go on without: `tandem authority rotate --without NAME`, or \
-                `tandem hosts revoke NAME`.\n";
+                `tandem hosts revoke NAME`";
+        let gateway = |party: &AuthorityParty| party.role() == Role::Gateway && is_missing(party);
+        if let Some(gateway) = status.parties.iter().find(|party| gateway(party)) {
+            let name = &gateway.name;
+            out += &format!(
+                "; for a gateway `--without gateway/{name}` and `tandem hosts revoke {name} --gateway`"
+            );
+        }
+        out += ".\n";
     }
     out
 }
@@ -294,6 +305,20 @@ mod tests {
         for part in
             ["host/mac-a", "has come along", "gateway/edge", "90s ago", "2033-05-18", "--without NAME"]
         {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains("--gateway"), "nobody waits for a gateway:\n{text}");
+        // One that joined by token may come back, and is waited for like a host.
+        let left =
+            one("gateway/edge-1", "has not said whom it trusts: it is away, or of an older release", true);
+        let status = AuthorityStatus { parties: vec![left], ..status };
+        let text = screen(&status, Timestamp::from_second(1_090).unwrap());
+        for part in [
+            "waits for gateway/edge-1",
+            "has not said whom it trusts",
+            "--without gateway/edge-1",
+            "tandem hosts revoke edge-1 --gateway",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         let stable = AuthorityStatus { phase: STABLE.into(), parties: Vec::new(), since: 0, ..status };

@@ -1,4 +1,4 @@
-//! Real servers for tests: etcd, Kubernetes control planes and nodes, built from the Go modules in `e2e/tools`.
+//! Real servers for tests: etcd, Kubernetes control planes and nodes, built from the Go modules in `e2e/tools`; a collector of spans.
 //!
 //! Every server is a process of its own with its data in a temporary folder and on ports that were free when it started; all end
 //! with the value that stands for them, also when a test fails.
@@ -16,6 +16,7 @@ mod pki;
 mod port;
 mod process;
 pub mod site;
+mod spans;
 pub mod tools;
 
 pub use audit::AuditEvent;
@@ -26,4 +27,5 @@ pub use image::{Image, Stage};
 pub use node::{GATEWAY, Machine, Node, Setting, bare, network};
 pub use port::free_port;
 pub use process::Server;
+pub use spans::{Heard, SpanCollector};
 pub use tools::{Minor, Tool, Tools};

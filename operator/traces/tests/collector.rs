@@ -4,61 +4,18 @@
 use std::net::TcpListener;
 use std::time::SystemTime;
 
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
 use opentelemetry_proto::tonic::trace::v1::Span as Sent;
+use tandem_servers::SpanCollector;
 use tandem_traces::{Collector, Span, Traces};
-use tokio::sync::mpsc;
-use tonic::{Request, Response, Status};
-
-struct Ear(mpsc::UnboundedSender<Sent>);
-
-#[tonic::async_trait]
-impl TraceService for Ear {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let resources = request.into_inner().resource_spans.into_iter();
-        let spans = resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans);
-        spans.for_each(|span| self.0.send(span).unwrap());
-        Ok(Response::new(ExportTraceServiceResponse { partial_success: None }))
-    }
-}
-
-fn listen() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    (listener, url)
-}
 
 /// What a collector hears of what is done with it, the process's end included.
 fn heard(does: impl FnOnce(&Traces)) -> Vec<Sent> {
-    let (listener, url) = listen();
-    listener.set_nonblocking(true).unwrap();
-    let (ear, mut spans) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.spawn(async move {
-        let incoming =
-            tonic::transport::server::TcpIncoming::from(tokio::net::TcpListener::from_std(listener).unwrap());
-        tonic::transport::Server::builder()
-            .add_service(TraceServiceServer::new(Ear(ear)))
-            .serve_with_incoming(incoming)
-            .await
-            .unwrap();
-    });
-    let collector = Collector::at(&url, "test", "one").unwrap();
+    let ear = runtime.block_on(SpanCollector::start()).unwrap();
+    let collector = Collector::at(&ear.url(), "test", "one").unwrap();
     does(&Traces::to(Some(&collector)));
     drop(collector);
-    let mut heard = Vec::new();
-    while let Ok(span) = spans.try_recv() {
-        heard.push(span);
-    }
-    heard
+    ear.heard().into_iter().map(|heard| heard.span).collect()
 }
 
 fn one<'a>(spans: &'a [Sent], name: &str) -> &'a Sent {
@@ -113,7 +70,8 @@ fn off_is_nothing() {
 /// The collector takes the connection and never says a word. More spans come than wait in the queue, and the process ends.
 #[test]
 fn a_collector_that_never_answers_holds_nobody_up() {
-    let (_listener, url) = listen();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
     let collector = Collector::at(&url, "test", "one").unwrap();
     let traces = Traces::to(Some(&collector));
     for _ in 0..10_000 {

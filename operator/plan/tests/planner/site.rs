@@ -1,5 +1,4 @@
-//! A planner that follows changes says what a plan in full says, whatever happens.
-#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+//! What happens in a cluster, and what is stored and seen of it afterwards; told to a planner bit by bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,28 +11,29 @@ use tandem_crds::{
     InferenceHost, InferenceHostSpec, InferenceHostStatus, Lane, ResolvedFile, Sizing, Standby,
     WeightsStatus, WorkloadSpec, WorkloadState, WorkloadStatus,
 };
-use tandem_plan::{HostObservation, Model, Observation, Plan, Planner, Resolved, State, lint, plan};
+use tandem_plan::{HostObservation, Model, Observation, Plan, Planner, Resolved, State};
 
-const UNIT: u64 = 1 << 30;
-const HOSTS: usize = 9;
+pub(crate) const UNIT: u64 = 1 << 30;
+pub(crate) const HOSTS: usize = 9;
 
 /// Two of them name their copies alike, and two are alike but for their namespaces.
-const KEYS: [(&str, &str); 6] = [("a", "b-c"), ("a-b", "c"), ("a", "d"), ("z", "d"), ("a", "e"), ("z", "f")];
+pub(crate) const KEYS: [(&str, &str); 6] =
+    [("a", "b-c"), ("a-b", "c"), ("a", "d"), ("z", "d"), ("a", "e"), ("z", "f")];
 
-fn start() -> Timestamp {
+pub(crate) fn start() -> Timestamp {
     "2026-03-01T12:00:00Z".parse().unwrap()
 }
 
-fn key(number: usize) -> DeploymentRef {
+pub(crate) fn key(number: usize) -> DeploymentRef {
     let (namespace, name) = KEYS[number % KEYS.len()];
     DeploymentRef { namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-fn digest(version: u8) -> String {
+pub(crate) fn digest(version: u8) -> String {
     format!("{version:064x}")
 }
 
-fn resolved(version: u8, units: u64) -> Model {
+pub(crate) fn resolved(version: u8, units: u64) -> Model {
     let total = units * UNIT;
     Model::Resolved(Resolved {
         revision: format!("rev-{version}"),
@@ -50,19 +50,19 @@ fn resolved(version: u8, units: u64) -> Model {
 }
 
 #[derive(Clone, Debug)]
-struct Asked {
-    replicas: u32,
-    failures: u32,
-    warm: bool,
-    lane: Lane,
-    pool: Option<u8>,
-    name: u8,
-    version: u8,
-    units: u64,
-    patience: u32,
+pub(crate) struct Asked {
+    pub(crate) replicas: u32,
+    pub(crate) failures: u32,
+    pub(crate) warm: bool,
+    pub(crate) lane: Lane,
+    pub(crate) pool: Option<u8>,
+    pub(crate) name: u8,
+    pub(crate) version: u8,
+    pub(crate) units: u64,
+    pub(crate) patience: u32,
 }
 
-fn asked() -> impl Strategy<Value = Asked> {
+pub(crate) fn asked() -> impl Strategy<Value = Asked> {
     let lane = prop_oneof![3 => Just(Lane::Production), 1 => Just(Lane::Batch)];
     (
         0_u32..4,
@@ -88,7 +88,7 @@ fn asked() -> impl Strategy<Value = Asked> {
         })
 }
 
-fn spec(asked: &Asked) -> InferenceDeploymentSpec {
+pub(crate) fn spec(asked: &Asked) -> InferenceDeploymentSpec {
     let mut spec: InferenceDeploymentSpec = serde_json::from_value(json!({
         "model": {"name": format!("m{}", asked.name), "source": "https://m.example.com/"},
         "quant": format!("Q{}_0", asked.version),
@@ -108,7 +108,7 @@ fn spec(asked: &Asked) -> InferenceDeploymentSpec {
 }
 
 #[derive(Clone, Debug)]
-enum Event {
+pub(crate) enum Event {
     Join {
         host: usize,
         units: u64,
@@ -141,7 +141,7 @@ enum Event {
     Endpoint(u8),
 }
 
-fn event() -> impl Strategy<Value = Event> {
+pub(crate) fn event() -> impl Strategy<Value = Event> {
     let host = || 0..HOSTS;
     let deployment = || 0..KEYS.len();
     let state = prop_oneof![
@@ -181,15 +181,15 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// Objects and what is seen, without a rule for who may do what: plans are carried out in part, or late, or not at all.
-struct Site {
-    now: Timestamp,
-    state: State,
-    seen: Observation,
-    last: Plan,
+pub(crate) struct Site {
+    pub(crate) now: Timestamp,
+    pub(crate) state: State,
+    pub(crate) seen: Observation,
+    pub(crate) last: Plan,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             now: start(),
             state: State { term: 1, ..State::default() },
@@ -198,17 +198,17 @@ impl Site {
         }
     }
 
-    fn host(&mut self, number: usize) -> Option<&mut InferenceHost> {
+    pub(crate) fn host(&mut self, number: usize) -> Option<&mut InferenceHost> {
         let name = format!("h{number}");
         self.state.hosts.iter_mut().find(|host| host.metadata.name.as_ref() == Some(&name))
     }
 
-    fn deployment(&mut self, key: &DeploymentRef) -> Option<&mut InferenceDeployment> {
+    pub(crate) fn deployment(&mut self, key: &DeploymentRef) -> Option<&mut InferenceDeployment> {
         self.state.deployments.iter_mut().find(|other| same(other, key))
     }
 
     /// The host's report, changed, and known from now on.
-    fn report(&mut self, number: usize, change: impl FnOnce(&mut InferenceHostStatus)) {
+    pub(crate) fn report(&mut self, number: usize, change: impl FnOnce(&mut InferenceHostStatus)) {
         let Some(host) = self.host(number) else { return };
         let mut status = host.status.clone().unwrap_or_default();
         change(&mut status);
@@ -216,7 +216,7 @@ impl Site {
         self.seen.hosts.insert(format!("h{number}"), HostObservation::Known(Box::new(status)));
     }
 
-    fn obey(&mut self, number: usize, state: Option<WorkloadState>) {
+    pub(crate) fn obey(&mut self, number: usize, state: Option<WorkloadState>) {
         let Some(host) = self.host(number) else { return };
         let name = host.metadata.name.clone().unwrap();
         let workloads = host.spec.workloads.clone();
@@ -238,7 +238,7 @@ impl Site {
         });
     }
 
-    fn carry_statuses(&mut self, mask: u8) {
+    pub(crate) fn carry_statuses(&mut self, mask: u8) {
         for (number, deployment) in self.state.deployments.iter_mut().enumerate() {
             let status = self.last.statuses.iter().find(|(key, _)| same(deployment, key));
             if mask & (1 << (number % 8)) != 0
@@ -249,7 +249,7 @@ impl Site {
         }
     }
 
-    fn happen(&mut self, event: &Event) {
+    pub(crate) fn happen(&mut self, event: &Event) {
         match event {
             Event::Join { host: number, units, zone, pool } => {
                 if self.host(*number).is_none() {
@@ -370,12 +370,12 @@ impl Site {
         }
     }
 
-    fn delete(&mut self, key: &DeploymentRef) {
+    pub(crate) fn delete(&mut self, key: &DeploymentRef) {
         self.state.deployments.retain(|other| !same(other, key));
         self.state.models.remove(key);
     }
 
-    fn deploy(&mut self, key: &DeploymentRef, age: u8, asked: &Asked) {
+    pub(crate) fn deploy(&mut self, key: &DeploymentRef, age: u8, asked: &Asked) {
         self.state.models.entry(key.clone()).or_insert_with(|| resolved(asked.version, asked.units));
         if let Some(deployment) = self.deployment(key) {
             deployment.spec = spec(asked);
@@ -392,12 +392,12 @@ impl Site {
     }
 }
 
-fn same(deployment: &InferenceDeployment, key: &DeploymentRef) -> bool {
+pub(crate) fn same(deployment: &InferenceDeployment, key: &DeploymentRef) -> bool {
     let metadata = &deployment.metadata;
     metadata.name.as_ref() == Some(&key.name) && metadata.namespace.as_ref() == Some(&key.namespace)
 }
 
-fn device(units: u64) -> Device {
+pub(crate) fn device(units: u64) -> Device {
     let available = units * UNIT * 16 / 15 + 16;
     Device {
         id: "cpu".to_owned(),
@@ -409,7 +409,7 @@ fn device(units: u64) -> Device {
 }
 
 /// What a host says of a workload; without a state, that it does what it is there for.
-fn status(host: &str, workload: &WorkloadSpec, state: Option<WorkloadState>) -> WorkloadStatus {
+pub(crate) fn status(host: &str, workload: &WorkloadSpec, state: Option<WorkloadState>) -> WorkloadStatus {
     let aim = if workload.mode.is_serve() { WorkloadState::Ready } else { WorkloadState::Warm };
     WorkloadStatus {
         id: workload.id.clone(),
@@ -428,7 +428,7 @@ fn status(host: &str, workload: &WorkloadSpec, state: Option<WorkloadState>) -> 
 }
 
 /// Says only what may be otherwise after one event, as one who watches would.
-fn tell_of(planner: &mut Planner, site: &Site, event: &Event) {
+pub(crate) fn tell_of(planner: &mut Planner, site: &Site, event: &Event) {
     let host = |planner: &mut Planner, number: usize| {
         let name = format!("h{number}");
         match site.state.hosts.iter().find(|host| host.metadata.name.as_ref() == Some(&name)) {
@@ -473,186 +473,4 @@ fn tell_of(planner: &mut Planner, site: &Site, event: &Event) {
         Event::Lead => planner.lead(site.state.term),
         Event::Endpoint(_) => planner.endpoint(site.seen.endpoint.clone()),
     }
-}
-
-/// Follows one event after the other; how many plans were made, and how many of them thought of a part only.
-fn follow(events: &[(Event, bool, bool)]) -> Result<(usize, usize), TestCaseError> {
-    let mut site = Site::new();
-    let mut planner = Planner::new();
-    planner.lead(site.state.term);
-    let (mut plans, mut partial) = (0, 0);
-    for (event, whole, plans_now) in events {
-        site.happen(event);
-        if *whole {
-            planner.tell(site.state.clone(), site.seen.clone());
-        } else {
-            tell_of(&mut planner, &site, event);
-        }
-        if !plans_now {
-            continue;
-        }
-        let full = plan(&site.state, &site.seen, site.now).unwrap();
-        let next = planner.plan(site.now).unwrap().clone();
-        prop_assert_eq!(&next, &full, "after {:?}", event);
-        plans += 1;
-        partial += usize::from(planner.decided().is_some_and(|some| some < site.state.deployments.len()));
-        site.last = full;
-    }
-    if planner.plan(site.now).is_ok() {
-        prop_assert!(planner.check(site.now).unwrap(), "the newest plan is the one in full");
-    }
-    Ok((plans, partial))
-}
-
-/// Hosts and deployments to begin with, all running.
-fn beginning() -> Vec<(Event, bool, bool)> {
-    let asked = |number: usize| Asked {
-        replicas: 1,
-        failures: 1,
-        warm: number % 2 == 1,
-        lane: Lane::default(),
-        pool: None,
-        name: (number % 3) as u8,
-        version: (number % 4) as u8,
-        units: 1,
-        patience: 60,
-    };
-    let hosts =
-        (0..HOSTS).map(|host| Event::Join { host, units: 3, zone: (host % 3) as u8, pool: (host % 2) as u8 });
-    let deployments = (0..KEYS.len()).map(|number| Event::Deploy(number, number as u8, asked(number)));
-    let settle = (0..4).flat_map(|_| [Event::Carry(u16::MAX), Event::ObeyAll]);
-    hosts.chain(deployments).chain(settle).map(|event| (event, false, true)).collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Whatever happens, and whether the planner is told all or only what changed, at once or later: the plan is the one that is
-    /// made in full.
-    #[test]
-    fn following_changes_ends_where_planning_in_full_does(
-        settled in any::<bool>(),
-        events in prop::collection::vec((event(), prop::bool::weighted(0.3), prop::bool::weighted(0.8)), 1..60),
-    ) {
-        let mut all = if settled { beginning() } else { Vec::new() };
-        all.extend(events);
-        follow(&all)?;
-    }
-}
-
-#[test]
-fn a_change_is_thought_about_where_it_is() {
-    let mut events = beginning();
-    let before = events.len();
-    let after = [
-        Event::Carry(u16::MAX),
-        Event::ObeyAll,
-        Event::Silent(0),
-        Event::Pass(4),
-        Event::Heard(0),
-        Event::Obey(1, WorkloadState::Loading),
-        Event::Obey(1, WorkloadState::Ready),
-        Event::Scale(2, 2),
-        Event::Cordon(3, true),
-    ];
-    events.extend(after.map(|event| (event, false, true)));
-    let (_, partial_before) = follow(&events[..before]).unwrap();
-    let (plans, partial) = follow(&events).unwrap();
-    assert_eq!((plans - before, partial - partial_before), (9, 9), "each of these touches a part");
-}
-
-#[test]
-fn nothing_is_thought_about_when_nothing_happens() {
-    let mut site = Site::new();
-    let mut planner = Planner::new();
-    for (event, ..) in beginning() {
-        site.happen(&event);
-        site.last = plan(&site.state, &site.seen, site.now).unwrap();
-    }
-    site.happen(&Event::Carry(u16::MAX));
-    site.happen(&Event::ObeyAll);
-    for _ in 0..3 {
-        site.last = plan(&site.state, &site.seen, site.now).unwrap();
-        site.happen(&Event::CarryStatuses(u8::MAX));
-    }
-    planner.tell(site.state.clone(), site.seen.clone());
-    planner.plan(site.now).unwrap();
-    assert_eq!(planner.decided(), Some(KEYS.len()), "the first plan thinks about all");
-    planner.tell(site.state.clone(), site.seen.clone());
-    site.happen(&Event::Pass(1));
-    let made = planner.plan(site.now).unwrap().clone();
-    assert!(made.steps.is_empty() && made.specs.is_empty(), "{:#?}", made.steps);
-    assert!(lint(planner.state(), planner.observation(), site.now, &made).is_empty());
-    assert_eq!(planner.decided(), Some(0));
-    // Time has passed for a silent host, and nobody has planned since: what was said then is not what is said now.
-    site.happen(&Event::Silent(0));
-    planner.tell(site.state.clone(), site.seen.clone());
-    planner.plan(site.now).unwrap();
-    site.happen(&Event::Pass(61));
-    assert!(!planner.check(site.now).unwrap());
-    assert_eq!(planner.planned(), &plan(&site.state, &site.seen, site.now).unwrap());
-    assert!(planner.check(site.now).unwrap());
-}
-
-/// Who holds the room that somebody lacks is told by name, so that it matters even where as much is held as before.
-#[test]
-fn a_refusal_names_who_holds_the_room_now() {
-    let asked = |units, lane| Asked {
-        replicas: 1,
-        failures: 0,
-        warm: false,
-        lane,
-        pool: None,
-        name: 0,
-        version: 0,
-        units,
-        patience: 60,
-    };
-    let mut site = Site::new();
-    let events = [
-        Event::Join { host: 0, units: 3, zone: 0, pool: 0 },
-        Event::Join { host: 1, units: 2, zone: 0, pool: 0 },
-        Event::Deploy(0, 0, asked(2, Lane::Production)),
-        Event::Deploy(2, 1, asked(2, Lane::Production)),
-        Event::Deploy(4, 2, asked(3, Lane::Production)),
-    ];
-    let mut planner = Planner::new();
-    for event in &events {
-        site.happen(event);
-    }
-    for _ in 0..4 {
-        site.last = plan(&site.state, &site.seen, site.now).unwrap();
-        site.happen(&Event::Carry(u16::MAX));
-        site.happen(&Event::ObeyAll);
-    }
-    planner.tell(site.state.clone(), site.seen.clone());
-    let refused = |plan: &Plan| format!("{:?}", plan.statuses[&key(4)].conditions);
-    assert!(refused(planner.plan(site.now).unwrap()).contains("a/d, which is older, holds"));
-    let whose = |site: &mut Site, number: usize| site.host(number).unwrap().spec.workloads.clone();
-    let (first, second) = (whose(&mut site, 0), whose(&mut site, 1));
-    site.host(0).unwrap().spec.workloads = second;
-    site.host(1).unwrap().spec.workloads = first;
-    planner.tell(site.state.clone(), site.seen.clone());
-    let next = planner.plan(site.now).unwrap();
-    assert_eq!(next, &plan(&site.state, &site.seen, site.now).unwrap());
-    assert!(refused(next).contains("a/b-c, which is older, holds"), "{}", refused(next));
-}
-
-#[test]
-fn another_leader_ends_planning_and_it_begins_again_above_it() {
-    let mut site = Site::new();
-    let mut planner = Planner::new();
-    planner.lead(site.state.term);
-    for (event, ..) in beginning() {
-        site.happen(&event);
-        tell_of(&mut planner, &site, &event);
-        site.last = planner.plan(site.now).unwrap().clone();
-    }
-    site.host(4).unwrap().spec.term = 7;
-    planner.host(site.host(4).unwrap().clone());
-    assert_eq!(planner.plan(site.now).unwrap_err().term, 7);
-    assert_eq!(planner.plan(site.now).unwrap_err().host, "h4", "it is not forgotten");
-    planner.lead(8);
-    site.state.term = 8;
-    assert_eq!(planner.plan(site.now).unwrap(), &plan(&site.state, &site.seen, site.now).unwrap());
 }

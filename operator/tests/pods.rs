@@ -125,9 +125,19 @@ async fn pods_and_people_find_the_authorities_of_each_phase() {
         tandem_control_api::RevokeRequest { role: Role::Host.into(), name: "n1".into(), force: false };
     fleet(&admin).revoke(revoke).await.unwrap();
 
-    let admin = phase("Stable").await;
-    let (count, newest) = authorities();
-    assert!(count == 1 && newest != mounted_before && admin.ca_pem == newest);
+    phase("Stable").await;
+    // It is published once it is so, one after the other.
+    let (admin, newest) = within("what is published of the new one", async {
+        loop {
+            let ((count, newest), (admin, _)) = (authorities(), site.published().unwrap());
+            if count == 1 && admin.ca_pem == newest {
+                return (admin, newest);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    assert_ne!(newest, mounted_before);
     assert!(admin.issuer(&newest).unwrap().is_some() && old.issuer(&newest).unwrap().is_none());
     // The pod comes again by itself.
     let token = site.token(AGENTS, "tandem-agent", Some("agent-1"), AUDIENCE);

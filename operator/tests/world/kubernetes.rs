@@ -68,6 +68,8 @@ impl Site {
         command.args(["run", "--store", "kubernetes", "--namespace", SYSTEM, "--agents-namespace", AGENTS]);
         command.args(["--listen", listen, "--metrics-listen", &format!("127.0.0.1:{}", self.metrics)]);
         command.arg("--kubeconfig").arg(&self.kubeconfig);
+        // Each phase has room for what a test does in it, and not for other operators: there are none.
+        command.args(["--authority-settle-seconds", "6"]);
         let log = self.world.dir.path().join("operator.log");
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         self.operator = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());

@@ -15,7 +15,7 @@ use self::cluster::Cluster;
 use self::scenarios::Scenario;
 
 /// What clusters are made of.
-const TOOLS: [Tool; 8] = [
+const TOOLS: [Tool; 9] = [
     Tool::Kubernetes,
     Tool::Etcd,
     Tool::Containerd,
@@ -24,6 +24,7 @@ const TOOLS: [Tool; 8] = [
     Tool::CoreDns,
     Tool::Helm,
     Tool::Dra,
+    Tool::Policies,
 ];
 
 #[derive(Args)]

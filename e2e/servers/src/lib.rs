@@ -24,7 +24,7 @@ pub use control_plane::{ControlPlane, Options, User};
 pub use etcd::Etcd;
 pub use fault::{Fault, FaultProxy};
 pub use image::{Image, Stage};
-pub use node::{GATEWAY, Machine, Node, Setting, bare, network};
+pub use node::{GATEWAY, Machine, Node, POLICIES, Setting, bare, network};
 pub use port::free_port;
 pub use process::Server;
 pub use spans::{Heard, SpanCollector};

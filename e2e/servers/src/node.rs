@@ -1,4 +1,4 @@
-//! A real node: kubelet, containerd and kube-proxy in namespaces of their own, which die together like a machine.
+//! A real node: kubelet, containerd, kube-proxy and what enforces NetworkPolicies in namespaces of their own, which die together like a machine.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,6 +17,8 @@ use crate::tools::{Tool, Tools};
 
 /// Where the control plane is, as nodes see it.
 pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 30, 0, 1));
+/// Who enforces NetworkPolicies on nodes: it has to be let read these, pods and namespaces.
+pub const POLICIES: &str = "kube-network-policies";
 /// Address of the cluster's DNS.
 pub(crate) const DNS: &str = "10.96.0.10";
 const BRIDGE: &str = "tandem0";
@@ -274,10 +276,13 @@ impl Node {
         let dir = machine.dir.display().to_string();
         let bin = |tool: Tool| Ok::<_, anyhow::Error>(tools.dir(tool)?.display().to_string());
         let (kubernetes, containerd) = (bin(Tool::Kubernetes)?, bin(Tool::Containerd)?);
-        let (runc, cni) = (bin(Tool::Runc)?, bin(Tool::Cni)?);
+        let (runc, cni, policies) = (bin(Tool::Runc)?, bin(Tool::Cni)?, bin(Tool::Policies)?);
+        // Policies hold between pods of one node, too.
+        run("ip", &["netns", "exec", name, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"])?;
         let user = format!("system:node:{name}");
         let kubelet = plane.kubeconfig(User { name: &user, groups: &["system:nodes"] })?;
         let proxy = plane.kubeconfig(User { name: "system:kube-proxy", groups: &[] })?;
+        let reader = plane.kubeconfig(User { name: POLICIES, groups: &[] })?;
 
         fs::write(machine.dir.join("containerd.toml"), containerd_config(&dir, &runc, &cni))?;
         fs::write(machine.dir.join("cni/10-tandem.conflist"), cni_config(&dir, number))?;
@@ -306,10 +311,12 @@ until {containerd}/ctr -a {dir}/run/containerd.sock version > /dev/null 2>&1; do
         script.push_str(&format!(
             r"while :; do {kubernetes}/kubelet --config {dir}/kubelet.yaml --hostname-override {name} --node-ip {address} --kubeconfig {kubelet} >> {dir}/kubelet.log 2>&1; sleep 1; done &
 while :; do {kubernetes}/kube-proxy --kubeconfig {proxy} --hostname-override {name} --proxy-mode nftables --cluster-cidr 10.244.0.0/16 --bind-address-hard-fail=false --healthz-bind-address 127.0.0.1:10256 --metrics-bind-address 127.0.0.1:10249 --conntrack-max-per-core 0 --nodeport-addresses {address}/32 >> {dir}/proxy.log 2>&1; sleep 1; done &
+while :; do {policies}/policies --kubeconfig {reader} --node {name} >> {dir}/policies.log 2>&1; sleep 1; done &
 wait
 ",
             kubelet = kubelet.display(),
             proxy = proxy.display(),
+            reader = reader.display(),
         ));
         fs::write(&machine.program, script)?;
         let mut node = Self(machine);

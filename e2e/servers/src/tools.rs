@@ -97,6 +97,8 @@ pub enum Tool {
     Dra,
     /// kustomize-controller of Flux, and in `definitions` the custom resources that it reads.
     Flux,
+    /// policies: enforces NetworkPolicies on a node, as kube-network-policies decides.
+    Policies,
 }
 
 /// How one program is built.
@@ -142,6 +144,7 @@ const LUA: [Program; 1] = [program("glua", "github.com/yuin/gopher-lua/cmd/glua"
 const KSTATUS: [Program; 1] = [program("kstatus", "tandem.dev/e2e/tools/kstatus")];
 const DRA: [Program; 1] = [program("dra", "tandem.dev/e2e/tools/dra")];
 const FLUX: [Program; 1] = [program("kustomize-controller", "github.com/fluxcd/kustomize-controller")];
+const POLICIES: [Program; 1] = [program("policies", "tandem.dev/e2e/tools/policies")];
 
 /// Custom resources that a program reads, from a module of which nothing else may be wanted.
 struct Definitions {
@@ -163,7 +166,7 @@ const FLUX_DEFINITIONS: [Definitions; 2] = [
 
 impl Tool {
     /// Every tool, in the order in which they are built.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Kubernetes,
         Self::Etcd,
         Self::Containerd,
@@ -176,6 +179,7 @@ impl Tool {
         Self::Kstatus,
         Self::Dra,
         Self::Flux,
+        Self::Policies,
     ];
 
     fn programs(self) -> &'static [Program] {
@@ -192,6 +196,7 @@ impl Tool {
             Self::Kstatus => &KSTATUS,
             Self::Dra => &DRA,
             Self::Flux => &FLUX,
+            Self::Policies => &POLICIES,
         }
     }
 
@@ -213,6 +218,7 @@ impl Tool {
             Self::Kstatus => "kstatus".to_owned(),
             Self::Dra => "dra".to_owned(),
             Self::Flux => "flux".to_owned(),
+            Self::Policies => "policies".to_owned(),
         }
     }
 

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tandem_e2e::Client;
 use tandem_servers::{
-    ControlPlane, GATEWAY, Image, Machine, Node, Options, Setting, Stage, Tool, Tools, User, network,
+    ControlPlane, GATEWAY, Image, Machine, Node, Options, POLICIES, Setting, Stage, Tool, Tools, User,
+    network,
 };
 use tempfile::TempDir;
 
@@ -60,6 +61,8 @@ impl Cluster {
         let plane = runtime.block_on(ControlPlane::start_with(options))?;
         let folders = vec![(cache::workspace().join("examples"), PathBuf::from(EXAMPLES))];
         let setting = Setting { dir: dir.path().to_owned(), images, folders };
+        let user = format!("--user={POLICIES}");
+        plane.kubectl(&["create", "clusterrolebinding", POLICIES, "--clusterrole=view", &user])?;
         let mut nodes = Vec::new();
         for (name, number) in [("n1", 1), ("n2", 2)] {
             nodes.push(Node::start(&plane, &setting, name, number)?);
@@ -222,6 +225,9 @@ impl Cluster {
             let arguments =
                 ["logs", "-n", namespace, "-l", &label, "--all-containers", "--prefix", "--tail=15"];
             story.push_str(&look(&arguments));
+        }
+        for node in &self.nodes {
+            story.push_str(&node.last_words("policies.log", 15));
         }
         if let Some(machine) = &self.mac {
             story.push_str(&fs::read_to_string(machine.dir().join("bare.log")).unwrap_or_default());

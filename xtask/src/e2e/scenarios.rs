@@ -3,6 +3,7 @@
 mod devices;
 mod failures;
 mod moves;
+mod policies;
 mod rights;
 mod tls;
 
@@ -26,7 +27,7 @@ const fn scenario(name: &'static str, run: fn(&mut Cluster) -> Result<()>) -> Sc
     Scenario { name, needs: &["install"], run }
 }
 
-pub(super) const ALL: [Scenario; 14] = [
+pub(super) const ALL: [Scenario; 15] = [
     Scenario { name: "install", needs: &[], run: install },
     scenario("scale", scale),
     scenario("drain", moves::drain),
@@ -40,6 +41,7 @@ pub(super) const ALL: [Scenario; 14] = [
     // Only a roll-out deletes agents' pods.
     Scenario { name: "rights", needs: &["install", "upgrade"], run: rights::rights },
     scenario("gateway-tls", tls::gateway_tls),
+    scenario("policies", policies::policies),
     scenario("devices", devices::devices),
     scenario("uninstall", uninstall),
 ];
@@ -106,11 +108,14 @@ fn install(cluster: &mut Cluster) -> Result<()> {
     let file = cluster.dir().join("join-token");
     std::fs::write(&file, token.lines().last().context("no token")?)?;
     let agent = programs::dir()?.join("tandem-agent");
+    // Either node may die: nothing gets through it then.
+    let operators: Vec<String> =
+        cluster.nodes.iter().map(|node| format!("https://{}:{OPERATOR_PORT}", node.address())).collect();
     let command = format!(
-        "{} run --operator https://{}:{OPERATOR_PORT} --join-token-file {} --name mac --data-dir /var/lib/tandem/agent --address \
+        "{} run --operator {} --join-token-file {} --name mac --data-dir /var/lib/tandem/agent --address \
          172.30.0.13 --memory-limit 2GB",
         agent.display(),
-        cluster.nodes[0].address(),
+        operators.join(","),
         file.display(),
     );
     cluster.mac = Some(bare(&cluster.setting, "mac", 3, &command)?);

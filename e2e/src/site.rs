@@ -271,7 +271,8 @@ impl Site {
             command.args(["--gateway-listen", &format!("127.0.0.1:{port}")]);
             command.arg("--gateway-program").arg(self.programs.path("tandem-gateway"));
         }
-        command.args(&host.arguments);
+        // The disk of whoever tries this may be fuller than a host's should be; arguments win.
+        command.args(&host.arguments).env("TANDEM_WEIGHTS_SPARE", "0");
         if let Some(token) = token {
             command.env("TANDEM_JOIN_TOKEN", token);
         }

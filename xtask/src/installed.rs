@@ -5,7 +5,8 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cache, test};
+use crate::cache;
+use crate::cargo::cargo;
 
 /// One program, and the version that its settings in this workspace are written for.
 pub(crate) struct Installed {
@@ -35,7 +36,7 @@ impl Installed {
             return Ok(program);
         }
         eprintln!("building {name} {version} into {} (some minutes, once)", root.display());
-        let status = test::cargo()
+        let status = cargo()
             .args(["install", name, "--locked", "--quiet", "--version", version, "--root"])
             .arg(&root)
             .args(*arguments)

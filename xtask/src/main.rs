@@ -2,6 +2,7 @@
 
 mod bench;
 mod cache;
+mod cargo;
 mod crds;
 mod demo;
 mod e2e;

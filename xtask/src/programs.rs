@@ -2,16 +2,15 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cache;
+use crate::cargo::cargo;
 
 /// Builds what the site starts. Cargo's own progress goes to a terminal.
 pub(crate) fn build() -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(cache::workspace()).args(["build", "--workspace", "--bins"]);
+    let mut command = cargo();
+    command.args(["build", "--workspace", "--bins"]);
     if !std::io::stderr().is_terminal() {
         command.arg("--quiet");
     }

@@ -1,13 +1,12 @@
 //! `cargo xtask test`: every check in the order in which a mistake is cheapest to find.
 
-use std::env;
 use std::fs;
-use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::cargo::{cargo, command};
 use crate::installed::{CARGO_DENY, CARGO_NEXTEST};
 use crate::steps::{Outcome, Steps, run};
 use crate::{cache, demo, e2e, packages, sdk, tools};
@@ -60,8 +59,7 @@ pub(crate) fn all(options: &Options) -> Result<()> {
 /// Every test but those in documentation, which nextest doesn't run.
 fn tests() -> Result<Outcome> {
     let at_once = thread::available_parallelism().map_or(1, usize::from) * TESTS_PER_CORE;
-    run(Command::new(CARGO_NEXTEST.path()?)
-        .current_dir(cache::workspace())
+    run(command(CARGO_NEXTEST.path()?)
         .args(["nextest", "run", "--workspace", "--cargo-quiet"])
         .args(FEATURES)
         .args(["--test-threads", &at_once.to_string()]))?;
@@ -87,16 +85,9 @@ fn skipped(report: &str) -> Vec<String> {
     skipped
 }
 
-/// Cargo, in the workspace.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(cache::workspace());
-    command
-}
-
 /// Without the advisory database, which needs the network: that is `cargo deny check advisories`, by hand or by schedule.
 fn deny() -> Result<Outcome> {
-    run(Command::new(CARGO_DENY.path()?).current_dir(cache::workspace()).args([
+    run(command(CARGO_DENY.path()?).args([
         "--locked",
         "check",
         "--hide-inclusion-graph",

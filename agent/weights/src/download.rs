@@ -399,6 +399,8 @@ impl<'a> Download<'a> {
                     name: self.order.file.name.clone(),
                     needed: self.partial.cut.bytes(),
                     free: free_bytes(self.shared.store.partial_folder()).unwrap_or(0),
+                    // The rest of a file whose room was taken comes out of it, too.
+                    spare: 0,
                     folder: self.shared.store.partial_folder().to_owned(),
                 }
             }

@@ -113,7 +113,7 @@ pub enum FetchError {
     },
     /// No room.
     #[error(
-        "the disk of `{folder}` is full: `{name}` needs {needed} bytes and {free} are free; free some, or move the data folder"
+        "the disk of `{folder}` is full: `{name}` needs {needed} bytes and {free} are free{}; free some, or move the data folder", spared(*spare)
     )]
     DiskFull {
         /// Which file.
@@ -122,6 +122,8 @@ pub enum FetchError {
         needed: u64,
         /// What is free, less what is kept spare, in bytes.
         free: u64,
+        /// What is kept spare, in bytes.
+        spare: u64,
         /// Where it should go.
         folder: PathBuf,
     },
@@ -225,4 +227,35 @@ pub(crate) fn unsettled(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 /// Whether a write failed for want of room.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What is free beyond that, and why it is not taken.
+fn spared(bytes: u64) -> String {
+    if bytes == 0 {
+        String::new()
+    } else {
+        format!(", besides {bytes} that are kept spare (--weights-spare)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_says_what_is_kept_spare_of_it() {
+        let full = |spare| FetchError::DiskFull {
+            name: "m.gguf".to_owned(),
+            needed: 18,
+            free: 0,
+            spare,
+            folder: "/weights".into(),
+        };
+        let (plain, spared) = (full(0).to_string(), full(10).to_string());
+        assert!(plain.contains("and 0 are free; free some"), "{plain}");
+        assert!(
+            spared.contains("and 0 are free, besides 10 that are kept spare (--weights-spare); free some"),
+            "{spared}"
+        );
+    }
 }

@@ -291,8 +291,10 @@ fn reserve(store: &Store, data: &File, path: &Path, file: &ResolvedFile) -> Resu
     let there = data.metadata().map_err(at(path))?;
     let needed = file.bytes.saturating_sub(there.len().min(there.blocks() * 512));
     let folder = store.partial_folder();
-    let free = free_bytes(folder)?.saturating_sub(store.options().spare_bytes);
-    let full = || FetchError::DiskFull { name: file.name.clone(), needed, free, folder: folder.to_owned() };
+    let spare = store.options().spare_bytes;
+    let free = free_bytes(folder)?.saturating_sub(spare);
+    let full =
+        || FetchError::DiskFull { name: file.name.clone(), needed, free, spare, folder: folder.to_owned() };
     if needed > free {
         return Err(full());
     }

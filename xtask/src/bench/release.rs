@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cache;
+use crate::cargo::cargo;
 
 /// Where the bench is to run.
 pub(crate) enum Release {
@@ -35,9 +35,8 @@ fn build(what: &[&str]) -> Result<Release> {
     if !cfg!(debug_assertions) {
         return Ok(Release::Here);
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(&cargo);
-    build.current_dir(cache::workspace()).args(["build", "--release", "--quiet"]).args(what);
+    let mut build = cargo();
+    build.args(["build", "--release", "--quiet"]).args(what);
     eprintln!("▸ Building for release; the first time takes some minutes");
     ensure!(build.status().context("cargo can't be started")?.success(), "the release build failed");
     let own = env::current_exe()?;

@@ -6,8 +6,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustls_pki_types::CertificateDer;
+use rustls::crypto::ring::default_provider;
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, ServerTlsConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -16,10 +18,14 @@ use crate::identity::issuer_among;
 use crate::{Fingerprint, Identity, NotIdentified};
 
 const CERTIFICATE: &str = "certificate.pem";
+/// Where the next certificate lies until it takes the place of the one before, which is after the key has.
+const NEXT_CERTIFICATE: &str = "certificate.new";
 const KEY: &str = "key.pem";
 const CA: &str = "ca.pem";
 /// Serial numbers, one a line.
 const REVOKED: &str = "revoked";
+/// How often key and certificate are read until they belong together: each try but the last takes another replacement to fail.
+const TRIES: usize = 5;
 /// A handshake that takes longer than this is somebody holding a socket open.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -50,6 +56,14 @@ pub enum CredentialsError {
     /// A certificate that can't be read.
     #[error("the certificate can't be read: join again, or restore {CERTIFICATE} from a backup")]
     Unreadable,
+    /// A key and a certificate of two different pairs.
+    #[error(
+        "{KEY} and {CERTIFICATE} in {dir} do not belong together: join again, or restore both from a backup"
+    )]
+    Mismatch {
+        /// Where they are.
+        dir: PathBuf,
+    },
     /// A certificate of something else.
     #[error("the certificate is not one of a Tandem process")]
     NotIdentified(#[from] NotIdentified),
@@ -71,22 +85,16 @@ impl Credentials {
         Self { certificate_pem, key_pem, ca_pem, revoked: BTreeSet::new() }
     }
 
-    /// Reads what [`Credentials::save`] has written in `dir`.
+    /// Reads what [`Credentials::save`] has written in `dir`, also while it writes, and after it died in the middle: always a key
+    /// and a certificate that belong together.
     ///
     /// # Errors
-    /// When a file is missing or unreadable.
+    /// When a file is missing or unreadable, or no certificate fits the key.
     pub fn load(dir: &Path) -> Result<Self, CredentialsError> {
-        let read = |name| {
-            let path = dir.join(name);
-            fs::read_to_string(&path).map_err(|source| CredentialsError::File { path, source })
-        };
-        let own = Self::new(read(CERTIFICATE)?, read(KEY)?, read(CA)?);
-        match read(REVOKED) {
-            Ok(list) => Ok(Self { revoked: list.lines().map(str::to_owned).collect(), ..own }),
-            // Nobody has been told of any.
-            Err(CredentialsError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(own),
-            Err(error) => Err(error),
-        }
+        let (certificate_pem, key_pem) = pair(dir)?;
+        let own = Self::new(certificate_pem, key_pem, read(dir, CA)?);
+        let revoked = read_if_there(dir, REVOKED)?.unwrap_or_default();
+        Ok(Self { revoked: revoked.lines().map(str::to_owned).collect(), ..own })
     }
 
     /// Whether `dir` holds credentials, so that a first start can be told from a later one.
@@ -95,14 +103,14 @@ impl Credentials {
         [CERTIFICATE, KEY, CA].iter().all(|name| dir.join(name).is_file())
     }
 
-    /// Writes certificate, key, authorities and revoked serial numbers, readable by their owner only, each replaced as a whole;
-    /// the certificate comes last. Who reads in between finds a key that does not fit, and looks again.
+    /// Writes certificate, key, authorities and revoked serial numbers, readable by their owner only, each replaced as a whole.
+    /// Key and certificate lie beside those of before until both are on the disk; [`Credentials::load`] knows what is between.
     ///
     /// # Errors
     /// When the folder or a file can't be written.
     pub fn save(&self, dir: &Path) -> Result<(), CredentialsError> {
         self.save_trust(dir)?;
-        write(dir, &[(KEY, &self.key_pem), (CERTIFICATE, &self.certificate_pem)])
+        write(dir, &[(CERTIFICATE, &self.certificate_pem), (KEY, &self.key_pem)])
     }
 
     /// Writes only whom to trust: the certificate that is there stays, whoever it is of.
@@ -111,7 +119,7 @@ impl Credentials {
     /// When the folder or a file can't be written.
     pub fn save_trust(&self, dir: &Path) -> Result<(), CredentialsError> {
         let revoked: String = self.revoked.iter().map(|serial| format!("{serial}\n")).collect();
-        write(dir, &[(REVOKED, &revoked), (CA, &self.ca_pem)])
+        write(dir, &[(CA, &self.ca_pem), (REVOKED, &revoked)])
     }
 
     /// The same process, with newer word on whom to trust.
@@ -219,7 +227,40 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// Writes those that differ.
+fn read(dir: &Path, name: &str) -> Result<String, CredentialsError> {
+    let path = dir.join(name);
+    fs::read_to_string(&path).map_err(|source| CredentialsError::File { path, source })
+}
+
+fn read_if_there(dir: &Path, name: &str) -> Result<Option<String>, CredentialsError> {
+    match read(dir, name) {
+        Err(CredentialsError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// A certificate and the key to it.
+fn pair(dir: &Path) -> Result<(String, String), CredentialsError> {
+    for _ in 0..TRIES {
+        let (key, certificate) = (read(dir, KEY)?, read(dir, CERTIFICATE)?);
+        let next = read_if_there(dir, NEXT_CERTIFICATE)?;
+        let certificates = std::iter::once(certificate).chain(next);
+        if let Some(certificate) = certificates.into_iter().find(|certificate| fit(certificate, &key)) {
+            return Ok((certificate, key));
+        }
+    }
+    Err(CredentialsError::Mismatch { dir: dir.to_owned() })
+}
+
+fn fit(certificate: &str, key: &str) -> bool {
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes());
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes());
+    let (Ok(certificate), Ok(key)) = (certificate, key) else { return false };
+    CertifiedKey::from_der(vec![certificate], key, &default_provider()).is_ok()
+}
+
+/// Writes those that differ: all of them beside and to the disk first, then each over the one before, the last first. A reader sees
+/// the old bytes of a file or the new, never half.
 fn write(dir: &Path, files: &[(&str, &str)]) -> Result<(), CredentialsError> {
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -227,26 +268,30 @@ fn write(dir: &Path, files: &[(&str, &str)]) -> Result<(), CredentialsError> {
     };
     fs::create_dir_all(dir).map_err(at(dir))?;
     restrict(dir, 0o700).map_err(at(dir))?;
-    for (name, text) in files {
-        let path = dir.join(name);
-        if !fs::read(&path).is_ok_and(|known| known == text.as_bytes()) {
-            replace(&path, text.as_bytes()).map_err(at(&path))?;
-        }
+    let differ = |path: &Path, text: &str| !fs::read(path).is_ok_and(|known| known == text.as_bytes());
+    let named = files.iter().map(|(name, text)| (dir.join(name), *text));
+    let new: Vec<_> = named.filter(|(path, text)| differ(path, text)).collect();
+    for (path, text) in &new {
+        write_synced(&beside(path), text.as_bytes()).map_err(at(path))?;
+    }
+    for (path, _) in new.iter().rev() {
+        fs::rename(beside(path), path).map_err(at(path))?;
     }
     Ok(())
 }
 
-/// Writes beside, syncs, renames: a reader sees the old bytes or the new, never half.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&beside)?;
+    let mut file = options.open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
+    file.sync_all()
 }
 
 #[cfg(unix)]
@@ -293,5 +338,47 @@ mod tests {
         let both = format!("{}{}", other.certificate_pem(), credentials.ca_pem);
         assert_eq!(credentials.issuer(&both).unwrap(), Some(authority.fingerprint()));
         assert_eq!(credentials.issuer(other.certificate_pem()).unwrap(), None);
+    }
+    #[test]
+    fn a_replacement_that_ended_in_the_middle_loads_as_the_newer_pair() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new] = two_of_one_host();
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        old.save(dir.path()).unwrap();
+        put(NEXT_CERTIFICATE, &new.certificate_pem);
+        assert_eq!(Credentials::load(dir.path()).unwrap(), old, "the key of before is there still");
+        put(KEY, &new.key_pem);
+        assert_eq!(Credentials::load(dir.path()).unwrap(), new);
+        new.save(dir.path()).unwrap();
+        assert_eq!(Credentials::load(dir.path()).unwrap(), new);
+        assert!(!dir.path().join(NEXT_CERTIFICATE).exists());
+        put(KEY, &old.key_pem);
+        let mismatch = Credentials::load(dir.path()).unwrap_err().to_string();
+        assert!(mismatch.contains("do not belong together: join again"), "{mismatch}");
+    }
+
+    #[test]
+    fn who_reads_while_they_are_replaced_finds_a_pair() {
+        let dir = tempfile::tempdir().unwrap();
+        let both = two_of_one_host();
+        both[0].save(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for round in 1..=50 {
+                    both[round % 2].save(dir.path()).unwrap();
+                }
+            });
+            while !writer.is_finished() {
+                let found = Credentials::load(dir.path()).unwrap();
+                assert!(both.contains(&found));
+            }
+        });
+    }
+
+    fn two_of_one_host() -> [Credentials; 2] {
+        let now = SystemTime::now();
+        let authority = CertificateAuthority::create(now).unwrap();
+        let host = Identity::host("mac-a").unwrap();
+        [(); 2].map(|()| authority.credentials(&host, &[], now, HOST_LIFETIME).unwrap())
     }
 }

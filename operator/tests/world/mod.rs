@@ -220,12 +220,6 @@ pub(crate) fn settings(dir: &Path, port: u16, timing: Timing) -> Settings {
     }
 }
 
-/// Whether key and certificate belong together: who reads them while they are replaced looks again.
-pub(crate) fn fit(credentials: &Credentials) -> bool {
-    let tls = credentials.client_tls(&Identity::Operator);
-    Endpoint::from_static("https://127.0.0.1").tls_config(tls).is_ok()
-}
-
 pub(crate) fn channel(url: &str, credentials: &Credentials) -> Channel {
     let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
     endpoint

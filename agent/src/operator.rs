@@ -22,8 +22,11 @@ use crate::session::chain;
 use crate::settings::Settings;
 use crate::upkeep::{of_the_newest, wants};
 
-/// Bound on every step: connect, and answer.
+/// Bound on an answer.
 const STEP: Duration = Duration::from_secs(10);
+/// Bound on being let in. Short, since a Service goes on naming a dead node's operator until Kubernetes believes in its death: the
+/// next try may meet one that lives.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// An operator that answers nothing for twice this is gone.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 
@@ -100,7 +103,7 @@ impl Operators {
         let url = self.urls[next % self.urls.len()].clone();
         let connected = Endpoint::from_shared(url)?
             .tls_config(self.credentials().client_tls(&Identity::Operator))?
-            .connect_timeout(STEP)
+            .connect_timeout(CONNECT_WITHIN)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)

@@ -25,9 +25,10 @@ const MAGIC: &[u8] = b"tandem route table 1\n";
 /// Far more than a table of thousands of replicas.
 const MAX_FILE: u64 = 64 << 20;
 const MAX_TABLE: usize = 64 << 20;
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_WITHIN: Duration = Duration::from_secs(5);
+/// As agents do: an operator that died with its host is left for another within seconds, or new copies would stay unknown here.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+const PING_EVERY: Duration = Duration::from_secs(3);
+const PING_WITHIN: Duration = Duration::from_secs(3);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 

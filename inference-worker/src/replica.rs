@@ -39,9 +39,6 @@ pub struct ReplicaArgs {
     /// Drain at once and end when standard input ends: whoever started this has died
     #[arg(long)]
     pub exit_with_stdin: bool,
-    /// Believe the spec's sha256 instead of hashing the weights again
-    #[arg(long)]
-    pub trust_digest: bool,
     /// How long attempts may go on after SIGTERM, before they are told to continue elsewhere
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     pub drain_seconds: u64,
@@ -124,11 +121,10 @@ impl ReplicaError {
 pub async fn run(args: &ReplicaArgs) -> Result<(), ReplicaError> {
     let spec = read_spec(&args.spec)?;
     let settings = Settings::of(&spec, Duration::from_secs(args.grace_seconds));
-    let trust = args.trust_digest;
     let (weights, purpose) = (spec.files.clone(), Purpose::of(&spec));
     let port = Port::open(&spec.credentials_dir, spec.listen).await?;
     let (worker, ended) = Worker::start(settings, move |load| {
-        let verified = if trust { Vec::new() } else { verify(&weights, load)? };
+        let verified = verify(&weights, load)?;
         let digest = weights_digest(&weights);
         let paths: Vec<PathBuf> = weights.into_iter().map(|file| file.path).collect();
         let loaded = Opened::files(&paths, &digest, &purpose)?.load(load)?;

@@ -134,6 +134,7 @@ fn misspelt_and_impossible_values_are_refused_by_name() {
         ("gateway.podAnnotations.revision=7", "podAnnotations/revision"),
         ("gateway.service.annotations.internal=true", "annotations/internal"),
         ("monitoring.podMonitor.labels.release=7", "labels/release"),
+        ("monitoring.serviceMonitor.enabled=yes", "serviceMonitor/enabled"),
         ("gateway.service.port=0", "service/port"),
         ("gateway.tls.secretName=No_Name", "secretName"),
         ("gateway.service.port=65536", "service/port"),
@@ -146,6 +147,49 @@ fn misspelt_and_impossible_values_are_refused_by_name() {
         let refused = render(&[value]);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success() && said.contains(names), "{value}: {said}");
+    }
+}
+
+/// The Prometheus Operator itself is not run: what its monitors select by is held against the pods.
+#[test]
+fn monitors_of_either_kind_find_every_program_with_figures() {
+    let values = ["agents.pools[0].name=a", "monitoring.podMonitor.enabled=true"];
+    let rendered = render(&[&values[..], &["monitoring.serviceMonitor.enabled=true"]].concat());
+    assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+    let text = String::from_utf8(rendered.stdout).unwrap();
+    let objects: Vec<Value> =
+        text.split("\n---").map(|document| serde_yaml::from_str(document).unwrap()).collect();
+    let the = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap();
+    let selects = |selector: &Value, labels: &Value| {
+        selector.as_object().unwrap().iter().all(|(key, value)| labels[key] == *value)
+    };
+    let with_figures: Vec<(Value, Value)> = pods(&text)
+        .into_iter()
+        .filter(|(object, _)| object["kind"] != "Pod")
+        .map(|(object, _)| (object["metadata"]["namespace"].clone(), object["spec"]["template"].clone()))
+        .collect();
+    assert_eq!(with_figures.len(), 3, "operators, agents and gateways");
+    let (pod_monitor, service_monitor) = (the("PodMonitor"), the("ServiceMonitor"));
+    let services: Vec<&Value> = objects
+        .iter()
+        .filter(|object| object["kind"] == "Service")
+        .filter(|service| {
+            selects(&service_monitor["spec"]["selector"]["matchLabels"], &service["metadata"]["labels"])
+        })
+        .collect();
+    assert_eq!(services.len(), 2, "one for each namespace, and none that clients use");
+    for (namespace, template) in with_figures {
+        let labels = &template["metadata"]["labels"];
+        let ports = template["spec"]["containers"].as_array().unwrap().iter();
+        let mut ports = ports.flat_map(|container| container["ports"].as_array().into_iter().flatten());
+        assert!(ports.any(|port| port["name"] == "metrics"), "{labels}");
+        assert!(selects(&pod_monitor["spec"]["selector"]["matchLabels"], labels), "{labels}");
+        for monitor in [pod_monitor, service_monitor] {
+            let watched = monitor["spec"]["namespaceSelector"]["matchNames"].as_array().unwrap();
+            assert!(watched.contains(&namespace), "{namespace}");
+        }
+        let service = services.iter().find(|service| service["metadata"]["namespace"] == namespace).unwrap();
+        assert!(selects(&service["spec"]["selector"], labels), "{labels}");
     }
 }
 

@@ -1,18 +1,18 @@
-//! A child process with its log in a file, that ends when it is dropped.
+//! A child process with its log in a file, that ends when it is dropped, and when its owner is killed.
 
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use tandem_servers::Tethered;
 
 /// A running program. Dropping it kills its process group and reaps it.
 pub struct Process {
     name: String,
-    child: Child,
+    child: Tethered,
     log: PathBuf,
 }
 
@@ -23,12 +23,9 @@ impl Process {
     /// When the program or the log can't be opened.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log).context("the log can't be opened")?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().context("the log can't be opened twice")?)
-            .stderr(file)
-            .process_group(0)
-            .spawn()
+        command.stdin(Stdio::null());
+        command.stdout(file.try_clone().context("the log can't be opened twice")?).stderr(file);
+        let child = Tethered::spawn(&mut command)
             .with_context(|| format!("{} can't be started", command.get_program().display()))?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }

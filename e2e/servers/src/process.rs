@@ -1,14 +1,15 @@
-//! A server process with its log in a file; it ends when it is dropped.
+//! A server process with its log in a file; it ends when it is dropped, and when its owner is killed.
 
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+
+use crate::tether::Tethered;
 
 /// How often it is asked whether a server is ready: none of them says so by itself.
 const ASK: Duration = Duration::from_millis(50);
@@ -17,7 +18,7 @@ const ASK: Duration = Duration::from_millis(50);
 pub struct Server {
     name: String,
     command: Command,
-    child: Child,
+    child: Tethered,
     log: PathBuf,
 }
 
@@ -28,7 +29,7 @@ impl Server {
     /// When program or log can't be opened.
     pub fn start(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
-        command.current_dir(dir).stdin(Stdio::null()).process_group(0);
+        command.current_dir(dir).stdin(Stdio::null());
         let child = spawn(&mut command, &log)?;
         Ok(Self { name: name.to_owned(), command, child, log })
     }
@@ -99,10 +100,10 @@ impl Server {
     }
 }
 
-fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
+fn spawn(command: &mut Command, log: &Path) -> Result<Tethered> {
     let file = File::options().create(true).append(true).open(log).context("the log can't be opened")?;
     command.stdout(file.try_clone().context("the log can't be opened twice")?).stderr(file);
-    command.spawn().with_context(|| format!("{} can't be started", command.get_program().display()))
+    Tethered::spawn(command).with_context(|| format!("{} can't be started", command.get_program().display()))
 }
 
 impl Drop for Server {

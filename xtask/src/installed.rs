@@ -40,6 +40,13 @@ impl Installed {
             .args(["install", name, "--locked", "--quiet", "--version", version, "--root"])
             .arg(&root)
             .args(*arguments)
+            // Built once and run for seconds: as fast as need be, and compiled in half the time.
+            .envs([
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+                ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
+            ])
             .env_remove("CARGO_TARGET_DIR")
             .stdin(Stdio::null())
             .status()

@@ -9,6 +9,7 @@ use clap::Args;
 use crate::cargo::{cargo, command};
 use crate::installed::{CARGO_DENY, CARGO_NEXTEST};
 use crate::steps::{Outcome, Steps, run};
+use crate::tools::Ahead;
 use crate::{cache, demo, e2e, packages, sdk, tools};
 
 /// The scripted worker, and the tests that need it. Programs are built with it too, so that nothing is built twice.
@@ -27,13 +28,17 @@ pub(crate) struct Options {
 pub(crate) fn all(options: &Options) -> Result<()> {
     let mut steps = Steps::default();
     steps.step("system packages", packages::step)?;
+    let ahead = Ahead::begin()?;
     steps.step("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     steps.step("lints", || {
         let clippy = ["clippy", "--workspace", "--all-targets", "--quiet"];
         run(cargo().args(clippy).args(FEATURES).args(["--", "-D", "warnings"]))
     })?;
     steps.step("licences, bans and sources", deny)?;
-    steps.step("test servers", tools::step)?;
+    steps.step("test servers", || {
+        let outcome = tools::step();
+        ahead.finish().and(outcome)
+    })?;
     // The programs first: end-to-end tests start them, and Cargo builds no other package's programs for a test.
     steps.step("programs", || {
         run(cargo().args(["build", "--workspace", "--bins", "--quiet"]).args(FEATURES))

@@ -40,7 +40,7 @@ impl Installed {
             .args(["install", name, "--locked", "--quiet", "--version", version, "--root"])
             .arg(&root)
             .args(*arguments)
-            // Built once and run for seconds: as fast as need be, and compiled in half the time.
+            // Built once and run for seconds: their own profiles optimise at length, across crates.
             .envs([
                 ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
                 ("CARGO_PROFILE_RELEASE_LTO", "off"),

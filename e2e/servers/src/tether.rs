@@ -82,14 +82,15 @@ mod tests {
         sleep.arg("300");
         let server = Server::start("sleep", sleep, dir.path()).unwrap();
         println!("\n{}", server.id());
-        std::thread::sleep(Duration::from_secs(300));
+        // Until it is killed, or the test is.
+        std::io::stdin().read_line(&mut String::new()).unwrap();
     }
 
     #[test]
     fn servers_end_with_an_owner_that_is_killed() {
         let mut owner = Command::new(std::env::current_exe().unwrap());
         owner.args(["--exact", "tether::tests::owner", "--nocapture"]).env(OWNER, "1");
-        let mut owner = owner.stdout(Stdio::piped()).spawn().unwrap();
+        let mut owner = owner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(owner.stdout.take().unwrap()).lines().map(Result::unwrap);
         let server: i32 = said.find_map(|line| line.parse().ok()).unwrap();
         assert!(runs(server));

@@ -339,6 +339,7 @@ mod tests {
         assert_eq!(credentials.issuer(&both).unwrap(), Some(authority.fingerprint()));
         assert_eq!(credentials.issuer(other.certificate_pem()).unwrap(), None);
     }
+
     #[test]
     fn a_replacement_that_ended_in_the_middle_loads_as_the_newer_pair() {
         let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use tandem_control_api::agents_client::AgentsClient;
-use tandem_control_api::{CertifyRequest, Role, Trust, TrustConfirmation};
+use tandem_control_api::{Certificate, CertifyRequest, Role, Trust, TrustConfirmation};
 use tandem_pki::{
     AuthorityError, Credentials, CredentialsError, EnrollError, Enrollment, Fingerprint, Identity,
     KeyAndRequest, Proof, join,
@@ -62,6 +62,8 @@ pub(crate) struct Operators {
     next: AtomicUsize,
     credentials: watch::Sender<Credentials>,
     word: watch::Sender<Word>,
+    /// The connection of the session under way: whoever is at its end lives, which can't be said of whom a Service names.
+    in_session: Mutex<Option<Channel>>,
     /// Held while a folder gets a key and a certificate, which have to fit.
     saving: Mutex<()>,
 }
@@ -73,6 +75,7 @@ impl Operators {
             next: AtomicUsize::new(0),
             credentials: watch::Sender::new(credentials),
             word: watch::Sender::default(),
+            in_session: Mutex::default(),
             saving: Mutex::default(),
         }
     }
@@ -116,6 +119,11 @@ impl Operators {
         connected
     }
 
+    /// A session has begun over this connection; with none, it has ended.
+    pub(crate) fn converses_over(&self, channel: Option<Channel>) {
+        *self.in_session.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+    }
+
     /// Gets a key and a certificate for something of this host, and keeps them in `dir`.
     pub(crate) async fn certify(
         &self,
@@ -125,18 +133,29 @@ impl Operators {
         dir: &Path,
     ) -> Result<Credentials, CertifyError> {
         let own = KeyAndRequest::generate()?;
-        let channel = self.connect().await.map_err(CertifyError::Unreachable)?;
-        let mut request = tonic::Request::new(CertifyRequest {
-            role: role.into(),
-            name: name.to_owned(),
-            csr_pem: own.csr_pem,
-            addresses,
-        });
-        request.set_timeout(STEP);
-        let refused = |status: Status| CertifyError::Refused(status.message().to_owned());
-        let answer = AgentsClient::new(channel).certify(request).await.map_err(refused)?.into_inner();
+        let request =
+            CertifyRequest { role: role.into(), name: name.to_owned(), csr_pem: own.csr_pem, addresses };
+        let answer = self.issue(request).await?;
         let new = Credentials::new(answer.certificate_pem, own.key_pem, answer.ca_pem);
         Ok(self.keep(&new, dir)?)
+    }
+
+    /// Asks over the session's connection first, and dials only when there is none or it brings nothing: it may be about to break,
+    /// or show a certificate that was renewed since.
+    async fn issue(&self, request: CertifyRequest) -> Result<Certificate, CertifyError> {
+        let session = self.in_session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(channel) = session {
+            match ask_for_certificate(channel, request.clone()).await {
+                Ok(issued) => return Ok(issued),
+                Err(status) => tracing::info!(
+                    status = status.message(),
+                    "no certificate over the session's connection: asking over another"
+                ),
+            }
+        }
+        let channel = self.connect().await.map_err(CertifyError::Unreachable)?;
+        let refused = |status: Status| CertifyError::Refused(status.message().to_owned());
+        ask_for_certificate(channel, request).await.map_err(refused)
     }
 
     /// Saves a certificate with this host's own word on whom to trust, which comes from the operator that leads. Word that
@@ -159,7 +178,8 @@ impl Operators {
         }
     }
 
-    /// Says whom this host trusts, and all that it runs but a gateway, by the certificate that it has now.
+    /// Says whom this host trusts, and all that it runs but a gateway, by the certificate that it has now: so over a connection of
+    /// its own, since the session's may show an older one.
     pub(crate) async fn confirm(&self, runs_gateway: bool) -> Result<(), CertifyError> {
         let authorities = self.credentials().authorities().iter().map(ToString::to_string).collect();
         let channel = self.connect().await.map_err(CertifyError::Unreachable)?;
@@ -209,6 +229,12 @@ impl Operators {
         of_the_newest(&renewed, issuer)?;
         Ok(true)
     }
+}
+
+async fn ask_for_certificate(channel: Channel, request: CertifyRequest) -> Result<Certificate, Status> {
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(STEP);
+    Ok(AgentsClient::new(channel).certify(request).await?.into_inner())
 }
 
 /// This host's credentials, and whether it has just joined: those kept in `dir`, else those that the join token buys. An operator

@@ -85,6 +85,7 @@ impl Session {
                     }
                 }
             }
+            self.operators.converses_over(None);
             self.metrics.in_session(false);
             if self.events.send(Event::SessionEnded).await.is_err() {
                 return;
@@ -117,7 +118,7 @@ impl Session {
         let hello =
             AgentHello { protocol: Some(Protocol::own(&[])), highest_term: self.term.load(Ordering::SeqCst) };
         up.send(message(Up::Hello(hello))).await?;
-        let mut client = AgentsClient::new(channel);
+        let mut client = AgentsClient::new(channel.clone());
         let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await?.map_err(refused)?;
         let mut down = opened.into_inner();
         let mut logs: BTreeMap<(String, String), AbortOnDropHandle<()>> = BTreeMap::new();
@@ -139,6 +140,7 @@ impl Session {
                         Some(Down::Welcome(welcome)) => {
                             Protocol::agree(welcome.protocol.as_ref()).map_err(anyhow::Error::msg)?;
                             tracing::info!("in session with the operator");
+                            self.operators.converses_over(Some(channel.clone()));
                             self.metrics.in_session(true);
                             let wanted = Duration::from_millis(u64::from(welcome.report_interval_ms));
                             heartbeat = interval(wanted.clamp(INTERVALS.0, INTERVALS.1));

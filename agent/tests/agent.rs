@@ -34,7 +34,10 @@ fn ready(workload: &WorkloadStatus) -> bool {
 }
 
 async fn serving() -> (Cluster, WorkloadStatus) {
-    let mut cluster = Cluster::start().await;
+    serving_in(Cluster::start().await).await
+}
+
+async fn serving_in(mut cluster: Cluster) -> (Cluster, WorkloadStatus) {
     let workload = cluster.workload(1);
     cluster.order(1, 1, vec![workload]).await;
     cluster.start_agent();
@@ -56,6 +59,17 @@ async fn a_host_joins_obeys_and_reports() {
     let second = timeout(LIMIT, cluster.command().output()).await.unwrap().unwrap();
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("another agent runs"));
+}
+
+/// The operators' common address may lead to one that is dead; the session's connection does not.
+#[tokio::test]
+async fn certificates_are_asked_for_over_the_sessions_connection_and_over_another_when_that_brings_none() {
+    let (cluster, _) = serving().await;
+    assert_eq!(cluster.asked_in_session(), [true]);
+    let cluster = Cluster::start().await;
+    cluster.refuse_certificates_in_session();
+    let (cluster, _) = serving_in(cluster).await;
+    assert_eq!(cluster.asked_in_session(), [true, false]);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! The first admin's credentials: a folder that the CLI takes as it is, and a Secret in Kubernetes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -44,7 +46,7 @@ impl Admins<'_> {
             path.display(),
             self.url
         );
-        std::fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))
+        replace(&path, &text).with_context(|| format!("{} can't be written", path.display()))
     }
 
     /// The same for a cluster of Kubernetes: the Secret `tandem-admin` of the operator's namespace.
@@ -97,6 +99,42 @@ impl Admins<'_> {
     }
 }
 
+/// Writes beside and renames, unless it is there already: people and scripts read it whenever they like.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|known| known == text.as_bytes()) {
+        return Ok(());
+    }
+    let beside = path.with_extension("new");
+    let mut file = File::create(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(beside, path)
+}
+
 fn serial(saved: &Credentials) -> Option<String> {
     serial_of_certificate(&saved.der().ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn whoever_reads_meanwhile_gets_all_of_the_old_or_all_of_the_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tandem.yaml");
+        let texts =
+            ["operator: https://127.0.0.1:7443\n", "operator: https://127.0.0.1:7444\ncredentials: .\n"];
+        replace(&path, texts[0]).unwrap();
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| (0..200).for_each(|n| replace(&path, texts[n % 2]).unwrap()));
+            while !writer.is_finished() {
+                let read = fs::read_to_string(&path).unwrap();
+                assert!(texts.contains(&read.as_str()), "{read:?}");
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -59,6 +60,11 @@ pub(crate) struct Desk {
     models: mpsc::Sender<ModelsReply>,
     joined: Mutex<u32>,
     certified: Mutex<Vec<(Role, String)>>,
+    /// The caller's end of the session's connection, and of that of each request for a certificate.
+    session: Mutex<Option<SocketAddr>>,
+    asked: Mutex<Vec<SocketAddr>>,
+    /// Certificates are refused over the session's connection.
+    wants_another_connection: AtomicBool,
     /// The authority that signs instead of the first one, and what is said of it.
     another: Mutex<Option<(Arc<CertificateAuthority>, Trust)>>,
     /// What hosts have said that they trust, with the authority of the certificate that they showed.
@@ -108,6 +114,7 @@ impl Agents for Shared {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         assert_eq!(peer_identity(&request).unwrap(), Identity::host(&self.0.host).unwrap());
+        *self.0.session.lock().unwrap() = request.remote_addr();
         let mut upstream = request.into_inner();
         let Some(Up::Hello(hello)) = upstream.message().await?.and_then(|message| message.message) else {
             return Err(Status::invalid_argument("no Hello"));
@@ -146,6 +153,13 @@ impl Agents for Shared {
 
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<Certificate>, Status> {
         let Identity::Host(host) = peer_identity(&request).unwrap() else { panic!("not a host") };
+        let from = request.remote_addr().unwrap();
+        self.0.asked.lock().unwrap().push(from);
+        if self.0.wants_another_connection.load(Ordering::SeqCst)
+            && *self.0.session.lock().unwrap() == Some(from)
+        {
+            return Err(Status::unavailable("not over this connection"));
+        }
         let request = request.into_inner();
         self.0.certified.lock().unwrap().push((request.role(), request.name.clone()));
         let identity = match request.role() {
@@ -230,6 +244,9 @@ impl Cluster {
             models,
             joined: Mutex::new(0),
             certified: Mutex::default(),
+            session: Mutex::default(),
+            asked: Mutex::default(),
+            wants_another_connection: AtomicBool::new(false),
             another: Mutex::default(),
             confirmed: watch::channel(Vec::new()).0,
         });
@@ -272,6 +289,16 @@ impl Cluster {
         server.abort();
         drop(server.await);
         *self.desk.outbox.lock().unwrap() = None;
+    }
+
+    /// Requests for certificates so far: whether each came over the session's connection.
+    pub(crate) fn asked_in_session(&self) -> Vec<bool> {
+        let session = self.desk.session.lock().unwrap().unwrap();
+        self.desk.asked.lock().unwrap().iter().map(|from| *from == session).collect()
+    }
+
+    pub(crate) fn refuse_certificates_in_session(&self) {
+        self.desk.wants_another_connection.store(true, Ordering::SeqCst);
     }
 
     pub(crate) async fn restart_operator(&mut self) {

@@ -3,6 +3,7 @@
 //! Hosts differ by port and data folder. Everything lies in one temporary folder and ends with the [`Site`], also when
 //! a test fails.
 
+pub mod attempts;
 mod bulk;
 mod cli;
 mod client;

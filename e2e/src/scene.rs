@@ -178,6 +178,21 @@ impl Scene {
         assert_eq!(seen.text, self.calm.text);
     }
 
+    /// So many takeovers, each bit for bit; if there were others, the logs say why.
+    ///
+    /// # Panics
+    /// When there were.
+    pub fn assert_taken_over(&self, seen: &Completion, times: usize) {
+        let exact = seen.seams.iter().filter(|seam| seam.exact).count();
+        assert_eq!(
+            (seen.seams.len(), exact),
+            (times, times),
+            "takeovers, and exact ones: {:?}\n{}",
+            seen.seams,
+            self.site.last_words(40)
+        );
+    }
+
     /// No takeover; if there was one, the logs say why.
     ///
     /// # Panics

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tandem_servers::free_port;
 use tempfile::TempDir;
 
-use crate::{Cli, Client, Completion, Process, Programs};
+use crate::{Cli, Client, Completion, Process, Programs, attempts};
 
 /// Where everything of a site listens.
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -365,15 +365,14 @@ impl Site {
     /// The host that serves a stream, as the log of its gateway says.
     ///
     /// # Errors
-    /// When the log doesn't name the stream.
+    /// As [`attempts::serving_host`].
     pub fn serving_host(&self, gateway: usize, seen: &Completion) -> Result<usize> {
-        let stream =
-            seen.about["stream"].as_str().and_then(|id| id.get(..8)).context("a stream without an id")?;
-        let log = self.gateways.get(gateway).context("no such gateway")?.log()?;
-        let line = log.lines().rfind(|line| line.contains(stream) && line.contains("replica="));
-        let replica = line.and_then(|line| line.split_once("replica=")).map(|(_, rest)| rest);
-        let name = replica.and_then(|rest| rest.split_once('/')).context("the gateway logged no attempt")?.0;
-        self.hosts.iter().position(|host| host.name == name).context("the serving host is not of this site")
+        let gateway = self.gateways.get(gateway).context("no such gateway")?;
+        let serving = attempts::serving_host(|| gateway.log(), seen)?;
+        self.hosts
+            .iter()
+            .position(|host| host.name == serving)
+            .context("the serving host is not of this site")
     }
 
     /// Everything lies here.

@@ -54,8 +54,7 @@ fn the_only_host_that_serves_dies_and_a_warm_one_goes_on_with_the_text_word_for_
         })
         .unwrap();
     scene.assert_same(&seen);
-    assert_eq!(seen.seams.len(), 1, "one takeover");
-    assert!(seen.seams[0].exact);
+    scene.assert_taken_over(&seen, 1);
     assert_eq!(commands(&scene.site, second), ["replica"]);
 
     // The third host takes the place of the warm one.

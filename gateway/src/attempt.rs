@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tandem_gateway_core::conduct::{Input, Loss};
-use tandem_worker_api::{AttemptId, GenerateRequest};
+use tandem_worker_api::{AttemptId, GenerateRequest, generate_event};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -64,12 +64,17 @@ async fn speak(
     out: &mpsc::Sender<Input>,
     cancelled: &CancellationToken,
 ) -> Ended {
-    let lost = async |loss: Loss| {
+    let lost = async |loss: Loss, code: Code, why: &str| {
+        let (stream, attempt, replica) = (short(&id.stream), id.attempt, replica.name());
+        tracing::info!(%stream, attempt, %replica, ?loss, ?code, why, "an attempt is lost");
         // A closed receiver is a choice that is over.
         drop(out.send(Input::Lost(id.attempt, loss)).await);
         Ended::ByItself
     };
-    let Some(mut client) = replica.client() else { return lost(Loss::NotTaken).await };
+    let refused = async |status: Status| lost(loss(&status), status.code(), status.message()).await;
+    let Some(mut client) = replica.client() else {
+        return lost(Loss::NotTaken, Code::Unavailable, "there is no connection").await;
+    };
     let call = client.generate(request);
     tokio::pin!(call);
     let answer = tokio::select! {
@@ -83,12 +88,13 @@ async fn speak(
     };
     let mut events = match answer {
         Ok(Ok(answer)) => answer.into_inner(),
-        Ok(Err(status)) => return lost(loss(replica, &status)).await,
+        Ok(Err(status)) => return refused(status).await,
         Err(_) => {
-            lost(Loss::NotTaken).await;
+            lost(Loss::NotTaken, Code::DeadlineExceeded, "the call is not answered").await;
             return Ended::Cancelled;
         }
     };
+    let mut ended = false;
     loop {
         let event = tokio::select! {
             biased;
@@ -98,10 +104,14 @@ async fn speak(
             event = events.message() => event,
         };
         let input = match event {
-            Ok(Some(event)) => Input::Heard(id.attempt, event),
-            // An attempt that said its last word is not missed; of any other the choice hears that it is lost.
-            Ok(None) => return lost(Loss::Broken).await,
-            Err(status) => return lost(loss(replica, &status)).await,
+            Ok(Some(event)) => {
+                ended |= matches!(event.event, Some(generate_event::Event::Finished(_)));
+                Input::Heard(id.attempt, event)
+            }
+            // It said its last word.
+            Ok(None) | Err(_) if ended => return Ended::ByItself,
+            Ok(None) => return lost(Loss::Broken, Code::Ok, "the events ended without a last word").await,
+            Err(status) => return refused(status).await,
         };
         tokio::select! {
             biased;
@@ -113,9 +123,13 @@ async fn speak(
     }
 }
 
+/// Enough of a stream's id to find it in a log; the whole would let its reader resume it.
+pub(crate) fn short(stream: &str) -> &str {
+    stream.get(..8).unwrap_or(stream)
+}
+
 /// What a worker says as a status, it says alive; a broken connection comes as one of the others.
-fn loss(replica: &Replica, status: &Status) -> Loss {
-    tracing::info!(replica = %replica.name(), code = ?status.code(), message = status.message(), "an attempt was lost");
+fn loss(status: &Status) -> Loss {
     match status.code() {
         Code::Unknown | Code::Internal | Code::Cancelled => Loss::Broken,
         _ => Loss::NotTaken,

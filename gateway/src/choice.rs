@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tandem_gateway_core::budget::Budget;
-use tandem_gateway_core::conduct::{Action, Conductor, Input, Loss, Policy, Replica, Why};
+use tandem_gateway_core::conduct::{Action, Conductor, Input, Loss, Policy, Replica};
 use tandem_gateway_core::ledger::Limits;
 use tandem_gateway_core::quarantine::Quarantine;
 use tandem_gateway_core::turns::Turns;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::task::TaskTracker;
 
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, short};
 use crate::fleet::Fleet;
 use crate::metrics::Told;
 
@@ -104,14 +104,16 @@ impl Choice {
                         attempts.insert(attempt, Attempt::start(&self.tasks, replica, request, out.clone()));
                     }
                     // It left the table since the view was made. `out` has room or the choice looks again soon.
-                    None => drop(out.try_send(Input::Lost(attempt, Loss::NotTaken))),
+                    None => {
+                        let why = "the replica has left the table";
+                        tracing::info!(stream = %self.stream(), attempt, %replica, why, "an attempt is lost");
+                        drop(out.try_send(Input::Lost(attempt, Loss::NotTaken)));
+                    }
                 }
                 Ok(())
             }
             Action::Cancel(attempt, why) => {
-                if why != Why::Over {
-                    tracing::info!(stream = %self.stream(), attempt, ?why, "an attempt is cancelled");
-                }
+                tracing::info!(stream = %self.stream(), attempt, ?why, "an attempt is cancelled");
                 attempts.remove(&attempt);
                 Ok(())
             }
@@ -146,9 +148,8 @@ impl Choice {
         }
     }
 
-    /// Enough of the stream's id to find it in a log; the whole would let its reader resume it.
+    /// For logs.
     fn stream(&self) -> &str {
-        let stream = self.request.id.as_ref().map_or("", |id| id.stream.as_str());
-        stream.get(..8).unwrap_or(stream)
+        short(self.request.id.as_ref().map_or("", |id| id.stream.as_str()))
     }
 }

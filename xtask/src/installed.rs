@@ -42,7 +42,7 @@ impl Installed {
             .args(*arguments)
             // Built once and run for seconds: their own profiles optimise at length, across crates.
             .envs([
-                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
                 ("CARGO_PROFILE_RELEASE_LTO", "off"),
                 ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
                 ("CARGO_PROFILE_RELEASE_DEBUG", "0"),

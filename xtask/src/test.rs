@@ -39,9 +39,10 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         let outcome = tools::step();
         ahead.finish().and(outcome)
     })?;
-    // The programs first: end-to-end tests start them, and Cargo builds no other package's programs for a test.
-    steps.step("programs", || {
-        run(cargo().args(["build", "--workspace", "--bins", "--quiet"]).args(FEATURES))
+    // Together, so that both rest on the same libraries. The programs by name: end-to-end tests start them, and Cargo builds no
+    // other package's programs for a test.
+    steps.step("programs and tests", || {
+        run(cargo().args(["build", "--workspace", "--bins", "--tests", "--quiet"]).args(FEATURES))
     })?;
     steps.step("tests", tests)?;
     steps.step("examples in documentation", || {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tandem_e2e::{Completion, story};
+use tandem_e2e::{Completion, attempts, story};
 
 use super::cluster::{Cluster, SOON, SYSTEM};
 
@@ -31,13 +31,7 @@ fn gateway_away_from(cluster: &Cluster, host: &str) -> Result<(String, String)> 
 
 /// On which host a gateway's pod has this stream.
 fn serving_host(cluster: &Cluster, pod: &str, seen: &Completion) -> Result<String> {
-    let stream =
-        seen.about["stream"].as_str().and_then(|id| id.get(..8)).context("a stream without an id")?;
-    let log = cluster.kubectl(&["logs", "-n", SYSTEM, pod])?;
-    let line = log.lines().rfind(|line| line.contains(stream) && line.contains("\"replica\""));
-    let line: Value = serde_json::from_str(line.context("the gateway logged no attempt")?)?;
-    let replica = line["fields"]["replica"].as_str().context("the attempt has no replica")?;
-    Ok(replica.split('/').next().unwrap_or_default().to_owned())
+    attempts::serving_host(|| cluster.kubectl(&["logs", "-n", SYSTEM, pod]), seen)
 }
 
 /// The host that served last: which one serves next is known only when it does.

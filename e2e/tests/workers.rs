@@ -9,7 +9,8 @@ use tandem_e2e::{DEPLOYMENT, Scene, story};
 
 #[test]
 fn a_worker_freezes_in_mid_stream_and_its_late_words_change_nothing() {
-    let mut scene = Scene::set(2, 1).unwrap();
+    // Long enough that a busy machine finds the host, and the other one takes over, with much of the text to come.
+    let mut scene = Scene::with_tokens(2, 1, 2000).unwrap();
     let mut frozen = None;
     let mut woken = None;
     let seen = scene

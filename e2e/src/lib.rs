@@ -18,6 +18,6 @@ pub use cli::Cli;
 pub use client::{Client, Completion, Failure, Seam, Token};
 pub use process::Process;
 pub use programs::Programs;
-pub use scene::{Scene, story};
+pub use scene::{LONG, Scene, story};
 pub use site::{Host, Layout, Site, until};
 pub use tiny::{DEPLOYMENT, MODEL, deploy, manifest, model_file};

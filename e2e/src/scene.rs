@@ -9,6 +9,9 @@ use tokio::runtime::Runtime;
 use crate::site::until;
 use crate::{Client, Completion, Failure, Layout, MODEL, Programs, Site, deploy};
 
+/// Tokens of a text in which a busy machine finds out who serves, and another host takes over, with much of it to come.
+pub const LONG: usize = 2000;
+
 /// A site that serves, and the text of an undisturbed run on it.
 pub struct Scene {
     /// The site.
@@ -20,8 +23,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts a site with one gateway, deploys the tiny model on it and streams a text of 900 tokens: long enough that what
-    /// happens in mid-stream happens in mid-stream.
+    /// Starts a site with one gateway, deploys the tiny model on it and streams a text of 900 tokens: enough for
+    /// what begins in mid-stream. What ends there too wants [`LONG`].
     ///
     /// # Errors
     /// When the model is not ready within two minutes, or the calm run fails.

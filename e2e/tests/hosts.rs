@@ -5,11 +5,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tandem_e2e::{DEPLOYMENT, Layout, Programs, Scene, Site, deploy, story};
+use tandem_e2e::{DEPLOYMENT, LONG, Layout, Programs, Scene, Site, deploy, story};
 
 #[test]
 fn two_hosts_die_one_after_another_and_the_stream_survives_twice() {
-    let mut scene = Scene::with_tokens(3, 2, 1500).unwrap();
+    let mut scene = Scene::with_tokens(3, 2, LONG).unwrap();
     let mut dead = Vec::new();
     let seen = scene
         .at_every_token(|site, seen| {
@@ -50,7 +50,7 @@ fn the_only_copy_dies_and_clients_hear_of_it_in_time() {
     const WAIT: u64 = 2;
     let mut site = Site::start(Programs::find().unwrap(), Layout { hosts: 1, gateways: 0 }).unwrap();
     site.add_gateway("gateway-1", &["--wait-seconds", &WAIT.to_string()]).unwrap();
-    let mut scene = Scene::on(site, 0, 900).unwrap();
+    let mut scene = Scene::on(site, 0, LONG).unwrap();
     let mut died = None;
     let broken = scene.meanwhile(30, |site, _| {
         died = Some(Instant::now());
@@ -110,7 +110,7 @@ fn the_logs_of_two_copies_on_one_host_come_and_end() {
 
 #[test]
 fn a_host_is_drained_and_its_stream_goes_on() {
-    let mut scene = Scene::with_tokens(2, 0, 1500).unwrap();
+    let mut scene = Scene::with_tokens(2, 0, LONG).unwrap();
     let mut drained = None;
     let mut work = None;
     let seen = scene
@@ -174,7 +174,7 @@ fn every_gateway_tells_the_same_text_also_one_that_an_agent_runs() {
 
 #[test]
 fn a_host_is_revoked_in_mid_sentence_and_joins_again_with_a_new_token() {
-    let mut scene = Scene::with_tokens(3, 1, 2000).unwrap();
+    let mut scene = Scene::with_tokens(3, 1, LONG).unwrap();
     let mut revoked = None;
     let seen = scene
         .meanwhile(30, |site, so_far| {

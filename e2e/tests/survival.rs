@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
-use tandem_e2e::{DEPLOYMENT, Scene, Site};
+use tandem_e2e::{DEPLOYMENT, LONG, Scene, Site};
 
 #[test]
 fn the_host_that_serves_dies_and_the_text_goes_on_word_for_word() {
-    let mut scene = Scene::set(2, 1).unwrap();
+    let mut scene = Scene::with_tokens(2, 1, LONG).unwrap();
     let seen = scene
         .meanwhile(30, |site, seen| {
             let host = site.serving_host(0, seen)?;
@@ -23,7 +23,7 @@ fn the_host_that_serves_dies_and_the_text_goes_on_word_for_word() {
 
 #[test]
 fn the_worker_alone_is_killed_and_comes_back() {
-    let mut scene = Scene::set(2, 1).unwrap();
+    let mut scene = Scene::with_tokens(2, 1, LONG).unwrap();
     let mut killed = None;
     let seen = scene
         .meanwhile(30, |site, seen| {
@@ -84,8 +84,7 @@ fn the_agent_dies_alone_and_finds_its_workers_again() {
 
 #[test]
 fn the_control_plane_is_gone_and_the_model_answers() {
-    // Long enough that a busy machine finds the host before the text is made.
-    let mut scene = Scene::with_tokens(2, 1, 2000).unwrap();
+    let mut scene = Scene::with_tokens(2, 1, LONG).unwrap();
     scene.site.kill_operator().unwrap();
     let seen = scene
         .meanwhile(30, |site, seen| {

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use tandem_e2e::{DEPLOYMENT, Scene, Site, manifest};
+use tandem_e2e::{DEPLOYMENT, LONG, Scene, Site, manifest};
 
 /// Far more than anything here takes.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -35,7 +35,7 @@ fn placed_on(object: &Value, state: &str) -> Vec<String> {
 #[test]
 fn the_only_host_that_serves_dies_and_a_warm_one_goes_on_with_the_text_word_for_word() {
     // Both copies serve, until the manifest says that one is enough.
-    let mut scene = Scene::set(3, 1).unwrap();
+    let mut scene = Scene::with_tokens(3, 1, LONG).unwrap();
     let mut warm = manifest(&scene.site, 1).unwrap();
     warm["spec"]["redundancy"]["standby"] = "Warm".into();
     scene.site.apply(&serde_yaml::to_string(&warm).unwrap()).unwrap();

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
-use tandem_e2e::{DEPLOYMENT, Scene, story};
+use tandem_e2e::{DEPLOYMENT, LONG, Scene, story};
 
 #[test]
 fn a_worker_freezes_in_mid_stream_and_its_late_words_change_nothing() {
-    // Long enough that a busy machine finds the host, and the other one takes over, with much of the text to come.
-    let mut scene = Scene::with_tokens(2, 1, 2000).unwrap();
+    let mut scene = Scene::with_tokens(2, 1, LONG).unwrap();
     let mut frozen = None;
     let mut woken = None;
     let seen = scene
@@ -46,7 +45,7 @@ fn a_worker_freezes_in_mid_stream_and_its_late_words_change_nothing() {
 
 #[test]
 fn the_runner_is_killed_and_its_workers_end_and_come_back() {
-    let mut scene = Scene::set(2, 1).unwrap();
+    let mut scene = Scene::with_tokens(2, 1, LONG).unwrap();
     let mut killed = None;
     let seen = scene
         .meanwhile(30, |site, seen| {
@@ -73,7 +72,7 @@ fn the_runner_is_killed_and_its_workers_end_and_come_back() {
 
 #[test]
 fn sixteen_streams_lose_their_host_and_none_loses_a_token() {
-    const TOKENS: usize = 200;
+    const TOKENS: usize = 400;
     let mut scene = Scene::set(2, 1).unwrap();
     let calm: Vec<_> = (0..16).map(|seed| scene.ask(&story(TOKENS, seed)).unwrap()).collect();
     let disturbed = scene

@@ -13,7 +13,7 @@ use tandem_worker_api::{
 
 use crate::budget::Budget;
 use crate::choose::{Candidate, choose};
-use crate::health::Standing;
+use crate::health::{Evidence, Standing};
 use crate::ledger::{Ending, Ledger, Limits, Opening, Verdict};
 use crate::{Event, FinishReason, Prompt, Refusal, Rejection, Seam};
 
@@ -388,26 +388,27 @@ impl Conductor {
 
     fn end_hopeless_runs(&mut self, now: Duration, replicas: &[Replica], actions: &mut Vec<Action>) {
         let policy = self.policy;
-        let hopeless: Vec<(u32, Why)> = self
+        let standing = |run: &Run| replicas.iter().find(|r| r.name == run.replica).map(|r| r.standing);
+        let hopeless: Vec<(u32, Why, bool)> = self
             .runs
             .iter()
             .filter_map(|(attempt, run)| {
                 let silent = now.saturating_sub(run.heard);
                 let bound = if run.started { policy.between_events } else { policy.first_event };
-                if replicas
-                    .iter()
-                    .any(|r| r.name == run.replica && matches!(r.standing, Standing::Convicted(_)))
-                {
-                    Some((*attempt, Why::Convicted))
-                } else {
-                    (silent >= bound).then_some((*attempt, Why::Overdue))
+                match standing(run) {
+                    // Its connection broke, and the attempt's own word of that is on its way: the same death, whoever tells first.
+                    Some(Standing::Convicted(evidence)) => {
+                        Some((*attempt, Why::Convicted, evidence == Evidence::Unreachable))
+                    }
+                    _ => (silent >= bound).then_some((*attempt, Why::Overdue, false)),
                 }
             })
             .collect();
-        for (attempt, why) in hopeless {
+        for (attempt, why, died) in hopeless {
             if let Some(run) = self.runs.get(&attempt) {
                 self.failed.insert(run.replica.clone());
             }
+            self.deaths += u32::from(died);
             self.cancel(attempt, why, actions);
         }
     }

@@ -260,6 +260,20 @@ fn a_request_that_kills_two_workers_at_one_place_is_not_tried_on_a_third() {
 }
 
 #[test]
+fn a_death_counts_also_when_the_replicas_standing_tells_of_it_first() {
+    let mut world = World::new(&["a", "b", "c"], 6);
+    world.speak(0, 3);
+    world.stand("a", Standing::Convicted(Evidence::Unreachable));
+    assert_eq!(world.cancelled, [(0, Why::Convicted)]);
+    // What the attempt itself says afterwards is not a second death.
+    world.lose(0, Loss::Broken);
+    assert_eq!(world.failure, None);
+    world.stand("b", Standing::Convicted(Evidence::Unreachable));
+    assert_eq!(world.failure, Some(Refusal::Poisonous));
+    assert_eq!(world.opened.len(), 2, "the third is spared");
+}
+
+#[test]
 fn deaths_with_tokens_between_them_are_not_the_requests_fault() {
     let mut world = World::new(&["a", "b", "c"], 6);
     for attempt in 0..2 {

@@ -99,7 +99,7 @@ pub struct RunArgs {
     /// Somebody else starts `tandem-agent runner`, such as a second container of the same pod
     #[arg(long)]
     external_runner: bool,
-    /// Also trust the authorities in this PEM file when weights are fetched by https
+    /// Also trust the authorities in this PEM file when weights are fetched by https, beside those of the operator's `--extra-ca`
     #[arg(long, value_name = "FILE")]
     extra_ca: Option<PathBuf>,
     /// Serve figures for Prometheus at http://ADDRESS:PORT/metrics, without TLS [default: off]

@@ -1,9 +1,10 @@
-//! What an operator hands over so that weights can be fetched: credentials, peers, allowed sources, mirrors. It is held in
+//! What an operator hands over so that weights can be fetched: credentials, peers, allowed sources, mirrors, authorities. It is held in
 //! memory only, is never logged, and outlives the session, so that fetching goes on without an operator.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bytes::Bytes;
 use tandem_control_api as api;
 use tandem_crds::DeploymentRef;
 use tandem_sources::{Access, Secret};
@@ -24,6 +25,8 @@ pub(crate) struct Supply {
     mirrors: Vec<String>,
     /// Of S3 stores; empty: what this agent would take by itself.
     s3_region: String,
+    /// To trust beside those that this agent trusts by itself, as PEM; empty: none.
+    extra_ca: Bytes,
 }
 
 impl Supply {
@@ -34,8 +37,10 @@ impl Supply {
 
     /// Whether a deployment's source is reached in the same way as with another word.
     pub(crate) fn reaches_like(&self, other: &Self, deployment: &DeploymentRef) -> bool {
-        let way =
-            |of: &Self| (of.secret(deployment), of.allowed.clone(), of.mirrors.clone(), of.s3_region.clone());
+        let way = |of: &Self| {
+            let Self { allowed, mirrors, s3_region, extra_ca, .. } = of.clone();
+            (of.secret(deployment), allowed, mirrors, s3_region, extra_ca)
+        };
         way(self) == way(other)
     }
 
@@ -57,6 +62,11 @@ impl Supply {
             access = access
                 .s3(None, &self.s3_region)
                 .map_err(|error| format!("the region of S3 stores: {error}"))?;
+        }
+        if !self.extra_ca.is_empty() {
+            access = access
+                .trusting(&self.extra_ca)
+                .map_err(|error| format!("the list of authorities: {error}"))?;
         }
         Ok(access)
     }
@@ -83,6 +93,7 @@ impl From<api::Supply> for Supply {
             allowed: said.allowed_sources,
             mirrors: said.mirrors,
             s3_region: said.s3_region,
+            extra_ca: said.extra_ca_pem,
         }
     }
 }
@@ -96,6 +107,7 @@ impl fmt::Debug for Supply {
             .field("allowed", &self.allowed)
             .field("mirrors", &self.mirrors)
             .field("s3_region", &self.s3_region)
+            .field("extra_ca_bytes", &self.extra_ca.len())
             .finish()
     }
 }

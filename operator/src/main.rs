@@ -138,7 +138,7 @@ struct Run {
     /// Region of S3 stores [default: us-east-1].
     #[arg(long, env = "TANDEM_OPERATOR_S3_REGION", value_name = "REGION")]
     s3_region: Option<String>,
-    /// File of authorities to trust beside the system's when models are fetched, as PEM.
+    /// File of authorities to trust beside the system's when models are fetched, as PEM. Hosts do the same.
     #[arg(long, env = "TANDEM_OPERATOR_EXTRA_CA", value_name = "FILE")]
     extra_ca: Option<PathBuf>,
     /// How long each phase of `tandem authority rotate` lasts after its slowest host or gateway, in seconds.

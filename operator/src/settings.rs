@@ -61,7 +61,7 @@ pub struct SourceSettings {
     pub s3_endpoint: Option<String>,
     /// The region of S3 stores; none: `us-east-1`.
     pub s3_region: Option<String>,
-    /// File of authorities to trust beside the system's, as PEM.
+    /// File of authorities to trust beside the system's, as PEM. Hosts are told of them.
     pub extra_ca: Option<PathBuf>,
 }
 

@@ -1,10 +1,14 @@
 //! Where models may come from, and how they are reached: the same for the operator, which reads headers, and for hosts, which are
 //! told in their supply.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
 use tandem_sources::{Access, Source};
 
 use crate::settings::SourceSettings;
+
+/// Most bytes of authorities that are handed to hosts: a system's whole bundle is a quarter of it.
+const MOST_AUTHORITIES: usize = 1 << 20;
 
 /// As [`SourceSettings`], checked.
 pub(crate) struct Sources {
@@ -15,6 +19,8 @@ pub(crate) struct Sources {
     pub(crate) mirrors: Vec<String>,
     /// As hosts are told; empty where nobody has said.
     pub(crate) s3_region: String,
+    /// As hosts are told, as PEM.
+    pub(crate) extra_ca: Bytes,
 }
 
 impl Sources {
@@ -24,12 +30,17 @@ impl Sources {
     /// When one of them can't be used; the text says what to write.
     pub(crate) fn new(settings: &SourceSettings) -> Result<Self> {
         let mut access = Access::default();
+        let mut extra_ca = Bytes::new();
         if let Some(path) = &settings.extra_ca {
-            let pem = std::fs::read(path)
-                .with_context(|| format!("the file of --extra-ca, {}, can't be read", path.display()))?;
-            access = access
-                .trusting(&pem)
-                .with_context(|| format!("the file of --extra-ca, {}, can't be used", path.display()))?;
+            let named = || format!("the file of --extra-ca, {}", path.display());
+            extra_ca = std::fs::read(path).with_context(|| format!("{}, can't be read", named()))?.into();
+            ensure!(
+                extra_ca.len() <= MOST_AUTHORITIES,
+                "{}, has {} bytes, and hosts are handed at most {MOST_AUTHORITIES}: leave out what systems trust anyway",
+                named(),
+                extra_ca.len()
+            );
+            access = access.trusting(&extra_ca).with_context(|| format!("{}, can't be used", named()))?;
         }
         for prefix in &settings.allowed {
             access = access.allowing(prefix).context("--allow-source can't be used")?;
@@ -43,7 +54,7 @@ impl Sources {
             access = access.s3(None, region).context("--s3-region can't be used")?;
         }
         let s3_region = settings.s3_region.clone().unwrap_or_default();
-        Ok(Self { access, allowed: settings.allowed.clone(), mirrors, s3_region })
+        Ok(Self { access, allowed: settings.allowed.clone(), mirrors, s3_region, extra_ca })
     }
 
     /// Parses a source that may be used.
@@ -97,12 +108,15 @@ mod tests {
 
     #[test]
     fn arguments_that_cannot_be_used_are_refused_at_the_start() {
+        let large = tempfile::NamedTempFile::new().unwrap();
+        large.as_file().set_len(MOST_AUTHORITIES as u64 + 1).unwrap();
         let bad = [
             SourceSettings { allowed: vec!["unsloth".into()], ..SourceSettings::default() },
             SourceSettings { mirrors: vec!["hf://".into()], ..SourceSettings::default() },
             SourceSettings { s3_endpoint: Some("minio".into()), ..SourceSettings::default() },
             SourceSettings { s3_region: Some("a b".into()), ..SourceSettings::default() },
             SourceSettings { extra_ca: Some("/nonexistent".into()), ..SourceSettings::default() },
+            SourceSettings { extra_ca: Some(large.path().to_owned()), ..SourceSettings::default() },
         ];
         for settings in bad {
             let Err(error) = Sources::new(&settings) else { panic!("{settings:?} is taken") };

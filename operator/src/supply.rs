@@ -33,6 +33,7 @@ pub(crate) fn publish(
             allowed_sources: cluster.sources.allowed.clone(),
             mirrors: cluster.sources.mirrors.clone(),
             s3_region: cluster.sources.s3_region.clone(),
+            extra_ca_pem: cluster.sources.extra_ca.clone(),
         };
         supplies.insert(name.clone(), supply);
     }

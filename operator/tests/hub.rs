@@ -113,6 +113,22 @@ async fn a_branch_is_pinned_once_and_neither_a_restart_nor_another_context_moves
 }
 
 #[tokio::test]
+async fn hosts_trust_the_authorities_that_their_operator_trusts() {
+    let hub = Hub::start(Options { tls: true, ..Options::default() }).await.unwrap();
+    publish(&hub, 7);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, hub.ca_pem()).unwrap();
+    let trusting = SourceSettings { extra_ca: Some(file.path().to_owned()), ..sources(&hub) };
+    let world = World::start_reading(impatient(), trusting).await;
+    let mut machine = world.machine("a", MEMORY).await;
+    let supply = machine.supply("authorities", |supply| !supply.extra_ca_pem.is_empty()).await;
+    assert_eq!(supply.extra_ca_pem, hub.ca_pem());
+    // It reads the model's header through them itself.
+    world.apply(from_hub(&world, "tiny")).await.unwrap();
+    world.until("InferenceDeployment", "tiny", "Ready", |o| is(o, "Ready", "True")).await;
+}
+
+#[tokio::test]
 async fn what_is_not_allowed_says_what_would_allow_it() {
     let hub = hub().await;
     let allowed = SourceSettings {

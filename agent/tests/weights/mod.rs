@@ -431,6 +431,27 @@ async fn a_private_hub_is_read_once_its_credential_is_handed_over_and_nothing_of
 }
 
 #[tokio::test]
+async fn a_hub_of_an_authority_of_its_own_is_read_once_the_operator_hands_that_over() {
+    let hub = Hub::start(Options { tls: true, ..Options::default() }).await.unwrap();
+    let model = content(12, MEBIBYTE);
+    let commit = hub.publish("owner/tiny", [("m-Q8_0.gguf", Content::of(model.clone()))]);
+    let mut cluster = Cluster::start().await;
+    let mut workload = cluster.workload_of("w", "m-Q8_0.gguf", &model);
+    workload.source = format!("hf://owner/tiny@{commit}");
+    let mut supply = Supply { mirrors: vec![format!("hf://={}", hub.url(Door::Hub))], ..Supply::default() };
+    cluster.supply(supply.clone()).await;
+    cluster.order(1, 1, vec![workload.clone()]).await;
+    cluster.start_agent();
+    let status = cluster.until_workload("waiting", |workload| workload.message.is_some()).await;
+    assert_eq!(status.state, Fetching);
+    assert!(status.message.as_ref().unwrap().contains("certificate"), "{status:?}");
+    supply.extra_ca_pem = hub.ca_pem().to_owned().into();
+    cluster.supply(supply).await;
+    cluster.until_workload("ready", ready).await;
+    assert_eq!(fs::read(blob(&cluster, &workload)).unwrap(), model);
+}
+
+#[tokio::test]
 async fn another_word_on_how_a_source_is_reached_counts_for_fetches_under_way() {
     let model = content(11, 2 * MEBIBYTE);
     let (slow, fast) =

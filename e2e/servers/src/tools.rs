@@ -32,7 +32,15 @@ impl Minor {
     /// When the folder of modules can't be read.
     pub fn supported() -> Result<Vec<Self>> {
         let mut minors = Vec::new();
-        for entry in fs::read_dir(modules()).context("e2e/tools can't be read")? {
+        let modules = modules();
+        // Its path is of the build: a program that was built in a checkout that has moved since looks where that was.
+        let entries = fs::read_dir(modules).with_context(|| {
+            format!(
+                "{} can't be read: if the checkout was moved, touch its sources and build again",
+                modules.display()
+            )
+        })?;
+        for entry in entries {
             let name = entry?.file_name();
             let minor = name.to_str().and_then(|name| name.strip_prefix("kubernetes-1."));
             minors.extend(minor.and_then(|minor| minor.parse().ok()).map(Self));

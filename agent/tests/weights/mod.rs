@@ -442,8 +442,9 @@ async fn a_hub_of_an_authority_of_its_own_is_read_once_the_operator_hands_that_o
     cluster.supply(supply.clone()).await;
     cluster.order(1, 1, vec![workload.clone()]).await;
     cluster.start_agent();
-    let status = cluster.until_workload("waiting", |workload| workload.message.is_some()).await;
-    assert_eq!(status.state, Fetching);
+    let status =
+        cluster.until_workload("a stranger's certificate", |workload| workload.message.is_some()).await;
+    assert_eq!(status.state, Failed);
     assert!(status.message.as_ref().unwrap().contains("certificate"), "{status:?}");
     supply.extra_ca_pem = hub.ca_pem().to_owned().into();
     cluster.supply(supply).await;

@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::error::chain;
+use crate::event::Event;
 use crate::gateway::{Gateway, Step};
 use crate::home::{self, Home};
 use crate::keeper::{Keeper, Stock, Wrong};
@@ -36,14 +38,14 @@ use crate::machine::{Facts, Machine};
 use crate::metrics::{self, Metrics};
 use crate::models::Models;
 use crate::operator::{Operators, member};
-use crate::runner::{Client, Listed};
-use crate::session::{Session, chain};
+use crate::runner::Client;
+use crate::session::Session;
 use crate::settings::{RunArgs, Settings};
 use crate::supervisor::Supervisor;
 use crate::supply::Supply;
 use crate::upkeep::Upkeep;
 use conditions::Conditions;
-use weights::{Missing, Work};
+use weights::Work;
 
 /// Events that may wait for the agent.
 const INBOX: usize = 256;
@@ -55,51 +57,6 @@ const MEASURE: Duration = Duration::from_secs(10);
 const MOST_STEPS: usize = 16;
 /// How long an agent that has just started may take to hear the workers that it finds, before it reports.
 const FINDING_OUT: Duration = Duration::from_secs(3);
-
-/// What happens to a host.
-pub(crate) enum Event {
-    /// The operator's newest word, and the trace that it came of, if any.
-    Spec {
-        spec: Box<InferenceHostSpec>,
-        traceparent: String,
-    },
-    /// What the runner holds.
-    Children(Vec<Listed>),
-    /// It holds nothing any more.
-    RunnerGone,
-    /// No operator speaks to this host any more.
-    SessionEnded,
-    /// This host's former certificates are worth nothing, nor are those of what it runs.
-    Rejoined,
-    Fetched {
-        id: String,
-        number: u64,
-        result: Result<(), Missing>,
-    },
-    /// Files were hashed again; those that are not as they should be.
-    Verified {
-        id: String,
-        number: u64,
-        wrong: Vec<Wrong>,
-    },
-    /// What there is of weights.
-    Stocked(Box<Stock>),
-    Certified {
-        id: String,
-        result: Result<(), String>,
-    },
-    StartFailed {
-        id: String,
-        epoch: u64,
-        why: String,
-    },
-    Health {
-        id: String,
-        epoch: u64,
-        port: Option<u16>,
-        health: Health,
-    },
-}
 
 /// Runs until SIGTERM or SIGINT. Workers go on.
 ///

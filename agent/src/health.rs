@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 
-use crate::agent::Event;
+use crate::event::Event;
 use crate::home;
 use crate::operator::Operators;
 

@@ -18,8 +18,8 @@ use tandem_weights::{
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, interval};
 
+use crate::error::chain;
 use crate::metrics::{Metrics, Origin};
-use crate::session::chain;
 
 /// Files of one model that come at once; connections are shared by all of them.
 const AT_ONCE: usize = 4;

@@ -1,6 +1,8 @@
 //! One host of a cluster: an agent that obeys the newest spec, and a runner that is the parent of its workers.
 
 mod agent;
+mod error;
+mod event;
 mod gateway;
 mod health;
 mod home;

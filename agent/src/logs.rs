@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::home::Home;
-use crate::session::message;
 
 /// How far back a tail can reach, in bytes.
 const FARTHEST: u64 = 512 * 1024;
@@ -77,7 +76,7 @@ impl Reader<'_> {
                 text: now.to_owned(),
                 end: end && later.is_empty(),
             };
-            if self.up.send(message(Up::Log(chunk))).await.is_err() {
+            if self.up.send(Up::Log(chunk).into()).await.is_err() {
                 return false;
             }
             rest = later;

@@ -18,8 +18,8 @@ use tandem_weights::{FileState, Order, Peer, Progress, StoredFile};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::error::chain;
 use crate::keeper::{Keeper, seconds};
-use crate::session::{chain, message};
 use crate::settings::Settings;
 use crate::supply::Supply;
 
@@ -211,7 +211,7 @@ struct Reply<'a> {
 impl Reply<'_> {
     async fn send(&self, said: Option<Said>, end: bool) -> Result<(), End> {
         let reply = ModelsReply { request: self.request.to_owned(), host: String::new(), said, end };
-        self.up.send(message(Up::Models(reply))).await.map_err(|_| End::Unread)
+        self.up.send(Up::Models(reply).into()).await.map_err(|_| End::Unread)
     }
 
     async fn note(&self, note: String) -> Result<(), End> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backon::{ExponentialBuilder, Retryable};
 use tandem_control_api::agents_client::AgentsClient;
@@ -17,10 +17,9 @@ use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::error::chain;
 use crate::home;
-use crate::session::chain;
 use crate::settings::Settings;
-use crate::upkeep::{of_the_newest, wants};
 
 /// Bound on an answer.
 const STEP: Duration = Duration::from_secs(10);
@@ -328,4 +327,21 @@ fn is_another_token(settings: &Settings, dir: &Path) -> bool {
     let Some(Proof::Token(token)) = &settings.proof else { return false };
     let spent = home::read(&dir.join(SPENT)).ok().flatten();
     spent.is_some_and(|spent| spent != token.id().as_bytes())
+}
+
+/// Whether a certificate is to be renewed: a third of its life has passed, or another authority signs now.
+pub(crate) fn wants(own: &Credentials, issuer: Option<Fingerprint>) -> Result<bool, CredentialsError> {
+    Ok(own.wants_renewal(SystemTime::now())? || of_another(own, issuer)?)
+}
+
+fn of_another(own: &Credentials, issuer: Option<Fingerprint>) -> Result<bool, CredentialsError> {
+    Ok(match issuer {
+        Some(issuer) => own.issuer(&own.ca_pem)? != Some(issuer),
+        None => false,
+    })
+}
+
+/// An operator that has not heard of the newest authority yet signs with the one before.
+pub(crate) fn of_the_newest(new: &Credentials, issuer: Option<Fingerprint>) -> Result<(), CertifyError> {
+    if of_another(new, issuer)? { Err(CertifyError::Behind) } else { Ok(()) }
 }

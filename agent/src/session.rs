@@ -2,8 +2,6 @@
 //! ever; what runs does not depend on it.
 
 use std::collections::BTreeMap;
-use std::error::Error;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,7 +24,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
-use crate::agent::Event;
+use crate::error::chain;
+use crate::event::Event;
 use crate::home::Home;
 use crate::logs;
 use crate::metrics::Metrics;
@@ -117,7 +116,7 @@ impl Session {
         let (up, messages) = mpsc::channel(OUTBOX);
         let hello =
             AgentHello { protocol: Some(Protocol::own(&[])), highest_term: self.term.load(Ordering::SeqCst) };
-        up.send(message(Up::Hello(hello))).await?;
+        up.send(Up::Hello(hello).into()).await?;
         let mut client = AgentsClient::new(channel.clone());
         let opened = timeout(STEP, client.session(ReceiverStream::new(messages))).await?.map_err(refused)?;
         let mut down = opened.into_inner();
@@ -173,7 +172,7 @@ impl Session {
         if status_json.is_empty() {
             return Ok(());
         }
-        timeout(STEP, up.send(message(Up::Report(HostReport { status_json })))).await??;
+        timeout(STEP, up.send(Up::Report(HostReport { status_json }).into())).await??;
         Ok(())
     }
 
@@ -235,7 +234,7 @@ impl Session {
             );
             let said = Some(Said::Error(why));
             let reply = ModelsReply { request: request.request, host: String::new(), said, end: true };
-            return Ok(timeout(STEP, up.send(message(Up::Models(reply)))).await??);
+            return Ok(timeout(STEP, up.send(Up::Models(reply).into())).await??);
         }
         let (id, answers, up) = (request.request.clone(), self.models.clone(), up.clone());
         let task = tokio::spawn(async move { answers.answer(request, &up).await });
@@ -289,24 +288,4 @@ fn said(status: Status) -> anyhow::Error {
         Code::Unauthenticated => Revoked(status.message().to_owned()).into(),
         _ => anyhow::anyhow!("{}", status.message()),
     }
-}
-
-pub(crate) fn message(message: Up) -> AgentMessage {
-    AgentMessage { message: Some(message) }
-}
-
-/// An error with its sources, on one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let before = text.clone();
-        // Some errors repeat their source; a line needn't.
-        let cause = error.to_string();
-        if !before.contains(&cause) {
-            write!(text, ": {cause}").expect("writing to a string does not fail");
-        }
-        source = error.source();
-    }
-    text
 }

@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use crate::agent::Event;
+use crate::event::Event;
 use crate::home::Home;
 use crate::machine::is_alive;
 use crate::runner::{Client, Listed, State};

@@ -3,16 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tandem_control_api::Role;
 use tandem_pki::{Credentials, CredentialsError, Fingerprint, Identity};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use crate::error::chain;
 use crate::home::Home;
-use crate::operator::{CertifyError, Operators};
-use crate::session::chain;
+use crate::operator::{CertifyError, Operators, of_the_newest, wants};
 use crate::settings::Settings;
 
 /// How often certificates are looked at.
@@ -120,23 +120,6 @@ pub(crate) fn spread(home: &Home, own: &Credentials) -> Result<(), CredentialsEr
         }
     }
     Ok(())
-}
-
-/// Whether a certificate is to be renewed: a third of its life has passed, or another authority signs now.
-pub(crate) fn wants(own: &Credentials, issuer: Option<Fingerprint>) -> Result<bool, CredentialsError> {
-    Ok(own.wants_renewal(SystemTime::now())? || of_another(own, issuer)?)
-}
-
-fn of_another(own: &Credentials, issuer: Option<Fingerprint>) -> Result<bool, CredentialsError> {
-    Ok(match issuer {
-        Some(issuer) => own.issuer(&own.ca_pem)? != Some(issuer),
-        None => false,
-    })
-}
-
-/// An operator that has not heard of the newest authority yet signs with the one before.
-pub(crate) fn of_the_newest(new: &Credentials, issuer: Option<Fingerprint>) -> Result<(), CertifyError> {
-    if of_another(new, issuer)? { Err(CertifyError::Behind) } else { Ok(()) }
 }
 
 async fn later(wait: Option<Duration>) {

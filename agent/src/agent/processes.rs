@@ -5,9 +5,9 @@ use std::time::Duration;
 use tandem_agent_core::{Ended, Observation, Process, Weights, cause};
 
 use super::{Agent, Extra};
+use crate::error::chain;
 use crate::gateway;
 use crate::runner::{Exit, Listed, State};
-use crate::session::chain;
 
 /// A worker that served this long had no part in its earlier failures.
 const PROVEN: Duration = Duration::from_secs(600);

@@ -11,9 +11,10 @@ use tandem_worker_api::WorkerExit;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::work::tell;
-use super::{Agent, Event, Extra};
+use super::{Agent, Extra};
+use crate::error::chain;
+use crate::event::{Event, Missing};
 use crate::keeper::{Stock, Wrong};
-use crate::session::chain;
 use crate::supply::Supply;
 use crate::worker_spec::files;
 
@@ -37,17 +38,6 @@ struct Brings {
     supply: Supply,
     progress: Progress,
     transfer: Transfer,
-}
-
-/// Why weights are not here.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Missing {
-    /// Somebody else has to do something first.
-    Waits(String),
-    /// There is no room for them.
-    NoRoom(String),
-    /// Everything else.
-    Failed(String),
 }
 
 impl Extra {

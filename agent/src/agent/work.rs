@@ -10,12 +10,13 @@ use tandem_pki::Identity;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Agent, Event};
+use super::Agent;
+use crate::error::chain;
+use crate::event::Event;
 use crate::gateway::{ID as GATEWAY, kept};
 use crate::health::Listener;
 use crate::home;
 use crate::runner::Start;
-use crate::session::chain;
 use crate::settings::passed_on;
 use crate::worker_spec::worker_spec;
 

@@ -56,6 +56,12 @@ impl Protocol {
     }
 }
 
+impl From<agent_message::Message> for AgentMessage {
+    fn from(message: agent_message::Message) -> Self {
+        Self { message: Some(message) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

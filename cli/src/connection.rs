@@ -13,13 +13,13 @@ use tandem_control_api::{EventsRequest, ListRequest, ObjectRef};
 use tandem_pki::{Credentials, Identity};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tower::service_fn;
 
 use crate::config;
+use crate::dial;
 use crate::near;
 use crate::object::{Kind, name, text};
 
-/// Bound on reaching the operator; a dead one should not look like a slow one.
-const CONNECT: Duration = Duration::from_secs(5);
 /// Bound on an answer, or on the start of one that is a stream.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How often a quiet connection is asked whether it lives, and how long the answer may take.
@@ -64,11 +64,11 @@ impl Connection {
         let channel = Endpoint::from_shared(config.operator.clone())
             .and_then(|endpoint| endpoint.tls_config(credentials.client_tls(&Identity::Operator)))
             .with_context(|| format!("`{}` is not an operator's address", config.operator))?
-            .connect_timeout(CONNECT)
+            .connect_timeout(dial::CONNECT)
             .timeout(ANSWER)
             .http2_keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .connect_lazy();
+            .connect_with_connector_lazy(service_fn(dial::dial));
         Ok(Self {
             objects: ObjectsClient::new(channel.clone()).max_decoding_message_size(MESSAGE),
             fleet: FleetClient::new(channel.clone()),

@@ -9,6 +9,7 @@ mod chat;
 mod config;
 mod connection;
 mod describe;
+mod dial;
 mod events;
 mod get;
 mod hosts;

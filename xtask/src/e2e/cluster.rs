@@ -138,11 +138,16 @@ impl Cluster {
         Ok(command)
     }
 
-    /// The CLI as its users run it, as the first admin, through the operator's port on a node.
+    /// The CLI as its users run it, as the first admin, through the operator's port on the first node.
     pub(super) fn tandem(&self, arguments: &[&str]) -> Result<String> {
-        let config = self.dir.path().join("admin/tandem.yaml");
+        self.tandem_through(&self.nodes[0], arguments)
+    }
+
+    /// The same through another node.
+    pub(super) fn tandem_through(&self, node: &Node, arguments: &[&str]) -> Result<String> {
+        let admin = self.dir.path().join(format!("admin-by-{}", node.name()));
+        let config = admin.join("tandem.yaml");
         if !config.is_file() {
-            let admin = self.dir.path().join("admin");
             fs::create_dir_all(&admin)?;
             for (key, file) in
                 [("tls\\.crt", "certificate.pem"), ("tls\\.key", "key.pem"), ("ca\\.crt", "ca.pem")]
@@ -151,8 +156,7 @@ impl Cluster {
                     self.field(&["secret", "tandem-admin", "-n", SYSTEM], &format!("{{.data.{key}}}"))?;
                 fs::write(admin.join(file), decoded(&text)?)?;
             }
-            let text =
-                format!("operator: https://{}:{OPERATOR_PORT}\ncredentials: .\n", self.nodes[0].address());
+            let text = format!("operator: https://{}:{OPERATOR_PORT}\ncredentials: .\n", node.address());
             fs::write(&config, text)?;
         }
         let mut command = Command::new(programs::dir()?.join("tandem"));

@@ -155,6 +155,11 @@ pub(super) fn node_death(cluster: &mut Cluster) -> Result<()> {
     let since = cluster.since("Ready")?;
     ensure!(since == ready, "Ready changed at {since}: a survived loss of a host is no loss of Ready");
     eprintln!("      redundant again {:.1} s after the stream's end", took.as_secs_f64());
+    // The Service goes on naming the dead operator until Kubernetes believes in its death.
+    let lives = cluster.nodes.iter().find(|node| node.name() != host).context("a node lives")?;
+    for _ in 0..2 {
+        cluster.tandem_through(lives, &["get", "infd"])?;
+    }
     let told = cluster.kubectl(&["describe", "infd", "tiny-kimi"])?;
     for word in ["Redundant", "Starting", host.as_str()] {
         ensure!(told.contains(word), "kubectl describe does not tell of {word}:\n{told}");

@@ -10,12 +10,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::Value;
 use tandem_control_api::fleet_client::FleetClient;
 use tandem_control_api::objects_client::ObjectsClient;
 use tandem_control_api::{ListRequest, StatusRequest};
 use tandem_e2e::{Process, Programs};
 use tandem_pki::{Credentials, Identity};
-use tandem_servers::{ControlPlane, User, free_port};
+use tandem_servers::{ControlPlane, Etcd, User, free_port};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -33,6 +34,8 @@ const USER: User<'static> = User { name: "bench-operator", groups: &["system:mas
 pub(super) enum Home {
     /// A file
     Embedded,
+    /// Three members on this machine, which sync nothing to its disk
+    Etcd,
     /// A real API server and its etcd on this machine
     Kubernetes,
 }
@@ -49,6 +52,43 @@ pub(super) struct Moment {
     pub(super) plan_seconds: f64,
 }
 
+/// The servers that the truth lives in.
+enum Store {
+    File,
+    Etcd(Etcd),
+    Kubernetes(Box<ControlPlane>),
+}
+
+impl Store {
+    async fn start(home: Home) -> Result<Self> {
+        Ok(match home {
+            Home::Embedded => Self::File,
+            Home::Etcd => Self::Etcd(Etcd::start(3)?),
+            Home::Kubernetes => {
+                let plane = ControlPlane::start().await?;
+                for namespace in ["bench", "tandem-system"] {
+                    plane.kubectl(&["create", "namespace", namespace])?;
+                }
+                Self::Kubernetes(Box::new(plane))
+            }
+        })
+    }
+
+    /// How an operator is told of it.
+    fn tell(&self, operator: &mut Command) -> Result<()> {
+        match self {
+            Self::File => {}
+            Self::Etcd(etcd) => {
+                operator.args(["--store", "etcd", "--etcd-endpoint", &etcd.endpoints().join(",")]);
+            }
+            Self::Kubernetes(plane) => {
+                operator.args(["--store", "kubernetes", "--kubeconfig"]).arg(plane.kubeconfig(USER)?);
+            }
+        }
+        Ok(())
+    }
+}
+
 // Fields are dropped in order: the operator ends before its store.
 pub(super) struct Operator {
     process: Process,
@@ -56,8 +96,7 @@ pub(super) struct Operator {
     pub(super) admin: Credentials,
     port: u16,
     metrics: u16,
-    home: Home,
-    plane: Option<ControlPlane>,
+    store: Store,
     programs: Programs,
     dir: TempDir,
 }
@@ -66,28 +105,19 @@ impl Operator {
     pub(super) async fn start(programs: Programs, home: Home) -> Result<Self> {
         let dir =
             tempfile::Builder::new().prefix("tandem-bench-").tempdir().context("no temporary folder")?;
-        let plane = match home {
-            Home::Embedded => None,
-            Home::Kubernetes => {
-                let plane = ControlPlane::start().await?;
-                for namespace in ["bench", "tandem-system"] {
-                    plane.kubectl(&["create", "namespace", namespace])?;
-                }
-                Some(plane)
-            }
-        };
+        let store = Store::start(home).await?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let (port, metrics) = (free_port(loopback)?, free_port(loopback)?);
-        let process = spawn(&programs, &dir, plane.as_ref(), [port, metrics])?;
+        let process = spawn(&programs, &dir, &store, [port, metrics])?;
         let url = format!("https://127.0.0.1:{port}");
         let admin = answers(&url, dir.path().join("operator/admin"), &process).await?;
-        Ok(Self { process, url, admin, port, metrics, home, plane, programs, dir })
+        Ok(Self { process, url, admin, port, metrics, store, programs, dir })
     }
 
     /// SIGKILL, and the same again on the same port and store.
     pub(super) async fn restart(&mut self) -> Result<()> {
         self.process.kill()?;
-        self.process = spawn(&self.programs, &self.dir, self.plane.as_ref(), [self.port, self.metrics])?;
+        self.process = spawn(&self.programs, &self.dir, &self.store, [self.port, self.metrics])?;
         answers(&self.url, self.dir.path().join("operator/admin"), &self.process).await?;
         Ok(())
     }
@@ -139,22 +169,37 @@ impl Operator {
         })
     }
 
-    /// Writes so far but those to the lease: as the API server recorded them, or as the file's own count of changes of objects has it.
+    /// Writes so far but those to the lease.
     async fn writes(&self) -> Result<u64> {
-        if let Some(plane) = &self.plane {
-            let ours = |event: &tandem_servers::AuditEvent| {
-                let lease = event.object_ref.as_ref().is_some_and(|object| object.resource == "leases");
-                event.user.username == USER.name && event.is_write() && !lease
-            };
-            return Ok(plane.audit()?.iter().filter(|event| ours(event)).count() as u64);
+        match &self.store {
+            // The file's own count of changes of objects.
+            Store::File => {
+                let nothing = ListRequest {
+                    kind: "InferenceDeployment".to_owned(),
+                    namespace: "nobody".to_owned(),
+                    name: String::new(),
+                };
+                let version = self.objects()?.list(nothing).await?.into_inner().resource_version;
+                version.parse().with_context(|| format!("{version} is no count of changes"))
+            }
+            // A revision is a write, and a key's version is how many of them were its own.
+            Store::Etcd(etcd) => {
+                let leases = etcd.ctl(&["get", "--prefix", "/tandem/leases/", "--write-out=json"])?;
+                let leases: Value = serde_json::from_str(&leases).context("etcdctl prints no JSON")?;
+                let of_leases = leases["kvs"].as_array().into_iter().flatten();
+                let of_leases: u64 = of_leases.filter_map(|lease| lease["version"].as_u64()).sum();
+                let all = leases["header"]["revision"].as_u64().context("etcd names no revision")?;
+                Ok(all - of_leases)
+            }
+            // As the API server recorded them.
+            Store::Kubernetes(plane) => {
+                let ours = |event: &tandem_servers::AuditEvent| {
+                    let lease = event.object_ref.as_ref().is_some_and(|object| object.resource == "leases");
+                    event.user.username == USER.name && event.is_write() && !lease
+                };
+                Ok(plane.audit()?.iter().filter(|event| ours(event)).count() as u64)
+            }
         }
-        let nothing = ListRequest {
-            kind: "InferenceDeployment".to_owned(),
-            namespace: "nobody".to_owned(),
-            name: String::new(),
-        };
-        let version = self.objects()?.list(nothing).await?.into_inner().resource_version;
-        version.parse().with_context(|| format!("{version} is no count, in a store that is {:?}", self.home))
     }
 
     fn figures(&self) -> Result<String> {
@@ -167,19 +212,12 @@ impl Operator {
     }
 }
 
-fn spawn(
-    programs: &Programs,
-    dir: &TempDir,
-    plane: Option<&ControlPlane>,
-    [port, metrics]: [u16; 2],
-) -> Result<Process> {
+fn spawn(programs: &Programs, dir: &TempDir, store: &Store, [port, metrics]: [u16; 2]) -> Result<Process> {
     let mut command = Command::new(programs.path("tandem-operator"));
     command.arg("run").arg("--data-dir").arg(dir.path().join("operator"));
     command.args(["--listen", &format!("127.0.0.1:{port}")]);
     command.args(["--metrics-listen", &format!("127.0.0.1:{metrics}")]);
-    if let Some(plane) = plane {
-        command.args(["--store", "kubernetes", "--kubeconfig"]).arg(plane.kubeconfig(USER)?);
-    }
+    store.tell(&mut command)?;
     Process::start("operator", command, &dir.path().join("operator.log"))
 }
 

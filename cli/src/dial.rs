@@ -12,25 +12,21 @@ use tonic::transport::Uri;
 /// Bound on one try.
 const TRY: Duration = Duration::from_secs(2);
 /// Tries after the first. Where one of two operators is dead, one command in 256 meets none but that.
-const MORE_TRIES: usize = 7;
+const MORE_TRIES: u32 = 7;
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Bound on all tries; a dead operator should not look like a slow one.
-pub(crate) const CONNECT: Duration = Duration::from_secs(17);
+pub(crate) const CONNECT: Duration = TRY.saturating_add(PAUSE).saturating_mul(MORE_TRIES + 1);
 
 /// Connects to host and port of a URL.
 pub(crate) async fn dial(url: Uri) -> io::Result<TokioIo<TcpStream>> {
     // A literal address of version 6 stands in brackets there.
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = url.port_u16().unwrap_or(443);
-    let once = || async { stand_in(timeout(TRY, TcpStream::connect((host.as_str(), port))).await) };
+    let once = || async { timeout(TRY, TcpStream::connect((host.as_str(), port))).await? };
     let socket = retried(once, |error| eprintln!("{host}:{port}: {error}; trying again")).await?;
     socket.set_nodelay(true)?;
     Ok(TokioIo::new(socket))
-}
-
-fn stand_in<T>(tried: Result<io::Result<T>, tokio::time::error::Elapsed>) -> io::Result<T> {
-    tried.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {TRY:?}"))))
 }
 
 /// Says once that it tries again.
@@ -38,7 +34,7 @@ async fn retried<T, F: Future<Output = io::Result<T>>>(
     once: impl FnMut() -> F,
     say: impl FnOnce(&io::Error),
 ) -> io::Result<T> {
-    let tries = ConstantBuilder::default().with_delay(PAUSE).with_max_times(MORE_TRIES);
+    let tries = ConstantBuilder::default().with_delay(PAUSE).with_max_times(MORE_TRIES as usize);
     let mut say = Some(say);
     let first = |error: &io::Error, _| {
         if let Some(say) = say.take() {

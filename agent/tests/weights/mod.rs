@@ -403,20 +403,26 @@ async fn a_source_that_is_not_allowed_waits_for_another_word() {
     cluster.until_workload("ready", ready).await;
 }
 
+/// A host that is told to read a model from this hub; and how it was told to reach that.
+async fn told_to_read(hub: &Hub, model: &[u8]) -> (Cluster, WorkloadSpec, Supply) {
+    let commit = hub.publish("owner/tiny", [("m-Q8_0.gguf", Content::of(model.to_vec()))]);
+    let mut cluster = Cluster::start().await;
+    let mut workload = cluster.workload_of("w", "m-Q8_0.gguf", model);
+    workload.source = format!("hf://owner/tiny@{commit}");
+    let supply = Supply { mirrors: vec![format!("hf://={}", hub.url(Door::Hub))], ..Supply::default() };
+    cluster.supply(supply.clone()).await;
+    cluster.order(1, 1, vec![workload.clone()]).await;
+    cluster.start_agent();
+    (cluster, workload, supply)
+}
+
 #[tokio::test]
 async fn a_private_hub_is_read_once_its_credential_is_handed_over_and_nothing_of_it_is_written_down() {
     const TOKEN: &str = "hf_nobody_may_see_this";
     let hub = Hub::start(Options::default()).await.unwrap();
     let model = content(8, MEBIBYTE);
-    let commit = hub.publish("owner/tiny", [("m-Q8_0.gguf", Content::of(model.clone()))]);
     hub.set_keys(Keys { token: Some(TOKEN.to_owned()), ..Keys::default() });
-    let mut cluster = Cluster::start().await;
-    let mut workload = cluster.workload_of("w", "m-Q8_0.gguf", &model);
-    workload.source = format!("hf://owner/tiny@{commit}");
-    let mut supply = Supply { mirrors: vec![format!("hf://={}", hub.url(Door::Hub))], ..Supply::default() };
-    cluster.supply(supply.clone()).await;
-    cluster.order(1, 1, vec![workload.clone()]).await;
-    cluster.start_agent();
+    let (cluster, workload, mut supply) = told_to_read(&hub, &model).await;
     let status = cluster.until_workload("waiting", |workload| workload.message.is_some()).await;
     assert_eq!(status.state, Fetching);
     assert!(status.message.as_ref().unwrap().contains("credential"), "{status:?}");
@@ -434,14 +440,7 @@ async fn a_private_hub_is_read_once_its_credential_is_handed_over_and_nothing_of
 async fn a_hub_of_an_authority_of_its_own_is_read_once_the_operator_hands_that_over() {
     let hub = Hub::start(Options { tls: true, ..Options::default() }).await.unwrap();
     let model = content(12, MEBIBYTE);
-    let commit = hub.publish("owner/tiny", [("m-Q8_0.gguf", Content::of(model.clone()))]);
-    let mut cluster = Cluster::start().await;
-    let mut workload = cluster.workload_of("w", "m-Q8_0.gguf", &model);
-    workload.source = format!("hf://owner/tiny@{commit}");
-    let mut supply = Supply { mirrors: vec![format!("hf://={}", hub.url(Door::Hub))], ..Supply::default() };
-    cluster.supply(supply.clone()).await;
-    cluster.order(1, 1, vec![workload.clone()]).await;
-    cluster.start_agent();
+    let (cluster, workload, mut supply) = told_to_read(&hub, &model).await;
     let status =
         cluster.until_workload("a stranger's certificate", |workload| workload.message.is_some()).await;
     assert_eq!(status.state, Failed);
